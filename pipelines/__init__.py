@@ -1,0 +1,1 @@
+"""The runs: one verb, one story a file. Installed as `reclora.pipelines`."""

@@ -1,0 +1,1 @@
+"""The interaction log: its contract, its layout by segment, its identifiers."""
