@@ -1,1 +1,4 @@
-"""Where logs come from: one module a data set, and the planted world whose truth is known. Installed as `reclora.datasets`."""
+"""Where logs come from: one module a data set, and the planted world whose truth is known.
+
+Installed as `reclora.datasets`.
+"""

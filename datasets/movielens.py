@@ -1,0 +1,354 @@
+"""This file is how MovieLens becomes an interaction log: taken, checked, read, cut into segments.
+
+Source: F. M. Harper and J. A. Konstan, "The MovieLens Datasets: History and Context", ACM TiiS
+5(4), article 19, 2015. Terms, sizes and caveats stand in the data card, README.md beside this file.
+"""
+
+import difflib
+import hashlib
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as csv
+
+from reclora.files import make_folder, sha256_of, write_bytes, write_parquet
+
+SEGMENT_BY = ("age_group", "gender", "occupation", "all")
+"""What a log can be segmented by: an attribute of the user, or nothing (one segment, "all")."""
+
+AGE_GROUPS = ("Under 18", "18-24", "25-34", "35-44", "45-49", "50-55", "56+")
+"""The age groups that MovieLens 1M publishes, youngest first."""
+
+OCCUPATIONS = tuple(
+    (
+        "other|academic/educator|artist|clerical/admin|college/grad student|customer service|"
+        "doctor/health care|executive/managerial|farmer|homemaker|K-12 student|lawyer|programmer|"
+        "retired|sales/marketing|scientist|self-employed|technician/engineer|"
+        "tradesman/craftsman|unemployed|writer"
+    ).split("|")
+)
+"""The occupations of MovieLens 1M; the position is the code in its `users.dat`."""
+
+_PACKAGE = "recbole==1.2.1"
+_FOLDER_IN_PACKAGE = "recbole/dataset_example/ml-100k"
+_SHA256 = {
+    "ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
+    "ml-100k.user": "4f670007d9cfbeb9807e757209af1555b9bcc186bde25e767f67cb67c6dd5972",
+    "ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
+}
+# The first age of each group but the youngest. They are also the codes that MovieLens 1M has in the
+# place of ages (1 for the youngest), so that one rule cuts both.
+_AGE_EDGES = np.array([18, 25, 35, 45, 50, 56])
+_TYPES = {
+    "user_id": pa.int64(),
+    "item_id": pa.int64(),
+    "rating": pa.float64(),
+    "timestamp": pa.int64(),
+    "age": pa.int64(),
+    "gender": pa.string(),
+    "occupation": pa.string(),
+    "zip_code": pa.string(),
+}
+_RATING_COLUMNS = ("user_id", "item_id", "rating", "timestamp")
+_USER_COLUMNS = ("user_id", "age", "gender", "occupation", "zip_code")
+_YEAR_2100 = 4_102_444_800
+
+
+class MovieLensError(ValueError):
+    """A MovieLens file is missing, damaged or malformed, or a segmentation is not possible."""
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """One text file: its columns in order, what separates them, the header line it must have."""
+
+    name: str
+    separator: str
+    columns: tuple[str, ...]
+    header: str | None = None
+
+
+@dataclass(frozen=True)
+class _Format:
+    """One published form of MovieLens: a ratings file, and a users file where there is one."""
+
+    ratings: _Layout
+    users: _Layout | None
+
+
+_FORMATS = (
+    _Format(
+        _Layout(
+            "ml-100k.inter",
+            "\t",
+            _RATING_COLUMNS,
+            "user_id:token\titem_id:token\trating:float\ttimestamp:float",
+        ),
+        _Layout(
+            "ml-100k.user",
+            "\t",
+            _USER_COLUMNS,
+            "user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token",
+        ),
+    ),
+    _Format(_Layout("u.data", "\t", _RATING_COLUMNS), _Layout("u.user", "|", _USER_COLUMNS)),
+    _Format(
+        _Layout("ratings.dat", "::", _RATING_COLUMNS),
+        _Layout("users.dat", "::", ("user_id", "gender", "age", "occupation", "zip_code")),
+    ),
+    _Format(_Layout("ratings.csv", ",", _RATING_COLUMNS, "userId,movieId,rating,timestamp"), None),
+)
+
+
+def fetch(folder: Path) -> Path:
+    """Put the three files of MovieLens 100K into `folder`, out of the package that ships them.
+
+    Files that are there and right are used as they are, without a network. The package is taken
+    with pip and read as an archive; it is neither installed nor imported.
+
+    Returns:
+        `folder`, for `read`.
+
+    Raises:
+        MovieLensError: a file differs from its sha256, or the package could not be had.
+    """
+    make_folder(folder)
+    missing = []
+    for name in _SHA256:
+        if (folder / name).exists():
+            found = sha256_of(folder / name)
+            _check_sha256(name, found, folder / name, "delete it, and it is taken anew")
+        else:
+            missing.append(name)
+    if missing:
+        with tempfile.TemporaryDirectory() as scratch:
+            _unpack(_download(Path(scratch)), missing, folder)
+    return folder
+
+
+def read(folder: Path, segment_by: str) -> pa.Table:
+    """Read the ratings in `folder` as interactions, one row a rating, in the file's order.
+
+    The format is told by the files that are there: `ml-100k.inter` and `ml-100k.user` (RecBole's
+    form of 100K), `u.data` and `u.user` (100K), `ratings.dat` and `users.dat` (1M), or
+    `ratings.csv` (20M and later, "latest"; it says nothing of users).
+
+    Args:
+        folder: holds the files of one MovieLens data set.
+        segment_by: one of `SEGMENT_BY`. "age_group" cuts ages into `AGE_GROUPS`; "gender" is F or
+            M; "occupation" is the published name; "all" is one segment of that name.
+
+    Returns:
+        Columns user_id (int64), item_id (int64), timestamp (microseconds, UTC), segment (string)
+        and label (float64: the rating, in stars from 0.5 to 5).
+
+    Raises:
+        MovieLensError: no format or several are found, a line is malformed (its file and number
+            are named), a rating's user is not in the users file, or `segment_by` is unknown or
+            asks for what the format does not have.
+    """
+    if segment_by not in SEGMENT_BY:
+        near = difflib.get_close_matches(segment_by, SEGMENT_BY, n=1, cutoff=0.0)[0]
+        raise MovieLensError(
+            f"expected segment_by to be one of {', '.join(SEGMENT_BY)}, got {segment_by!r}; "
+            f"did you mean {near!r}?"
+        )
+    form = _format_of(folder)
+    ratings = _read_ratings(folder / form.ratings.name, form.ratings)
+    seconds = ratings["timestamp"].cast(pa.timestamp("s", tz="UTC"))
+    return pa.table(
+        {
+            "user_id": ratings["user_id"],
+            "item_id": ratings["item_id"],
+            "timestamp": seconds.cast(pa.timestamp("us", tz="UTC")),
+            "segment": _segments(folder, form, segment_by, ratings["user_id"]),
+            "label": ratings["rating"],
+        }
+    )
+
+
+def write_log(folder: Path, out: Path, segment_by: str) -> Path:
+    """Write what `read` gives to the Parquet file `out`, whole or not at all; return `out`.
+
+    Raises:
+        MovieLensError: as `read`.
+        OSError: `out` cannot be written.
+    """
+    table = read(folder, segment_by)
+    make_folder(out.parent)
+    write_parquet(out, table)
+    return out
+
+
+def _download(folder: Path) -> Path:
+    """Take the package's archive into `folder` with pip and return its path."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary"]
+    command += [":all:", "--disable-pip-version-check", "--dest", str(folder), _PACKAGE]
+    run = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    archives = sorted(folder.glob("*.whl"))
+    if run.returncode != 0 or not archives:
+        said = run.stderr.strip() or run.stdout.strip() or "nothing"
+        raise MovieLensError(
+            f"MovieLens 100K comes in the package {_PACKAGE}, and it could not be had. Tried: "
+            f"{' '.join(command)} (exit code {run.returncode}). pip said: {said}\nTry again with "
+            "a network, or name a folder that has the files: a MovieLens data set as published, "
+            f"or {', '.join(_SHA256)}."
+        )
+    return archives[0]
+
+
+def _unpack(archive: Path, names: list[str], folder: Path) -> None:
+    with zipfile.ZipFile(archive) as package:
+        held = package.namelist()
+        for name in names:
+            member = f"{_FOLDER_IN_PACKAGE}/{name}"
+            if member not in held:
+                raise MovieLensError(f"expected {member} in {archive.name}, and it is not there")
+            data = package.read(member)
+            advice = "nothing was written; clear pip's cache (pip cache purge) and try again"
+            where = f"{member} in {archive.name}"
+            _check_sha256(name, hashlib.sha256(data).hexdigest(), where, advice)
+            write_bytes(folder / name, data)
+
+
+def _check_sha256(name: str, found: str, where: Path | str, advice: str) -> None:
+    if found != _SHA256[name]:
+        raise MovieLensError(
+            f"{where} is not the known {name}: expected sha256 {_SHA256[name]}, got {found}; "
+            f"{advice}"
+        )
+
+
+def _format_of(folder: Path) -> _Format:
+    found = [form for form in _FORMATS if (folder / form.ratings.name).is_file()]
+    if len(found) == 1:
+        return found[0]
+    known = ", ".join(form.ratings.name for form in _FORMATS)
+    if not found:
+        raise MovieLensError(f"expected one of {known} in {folder}, found none of them")
+    several = " and ".join(form.ratings.name for form in found)
+    raise MovieLensError(
+        f"expected one MovieLens data set in {folder}, found {several}; leave one of them there"
+    )
+
+
+def _read_ratings(path: Path, layout: _Layout) -> pa.Table:
+    table = _read_lines(path, layout)
+    if table.num_rows == 0:
+        raise MovieLensError(f"{path}: expected ratings, found none")
+    _require(path, layout, pc.greater(table["user_id"], 0), "a positive user id")
+    _require(path, layout, pc.greater(table["item_id"], 0), "a positive item id")
+    _require(path, layout, _between(table["rating"], 0.5, 5), "a rating from 0.5 to 5")
+    in_time = _between(table["timestamp"], 0, _YEAR_2100)
+    _require(path, layout, in_time, "a time in seconds since 1970")
+    return table
+
+
+def _segments(
+    folder: Path, form: _Format, segment_by: str, user_ids: pa.ChunkedArray
+) -> pa.Array | pa.ChunkedArray:
+    """Return the segment's name of each row."""
+    if segment_by == "all":
+        return pa.repeat("all", len(user_ids))
+    if form.users is None:
+        raise MovieLensError(
+            f"{folder / form.ratings.name} comes without attributes of users, so it cannot be "
+            f'segmented by {segment_by!r}; use segment_by="all", or MovieLens 100K or 1M'
+        )
+    path = folder / form.users.name
+    if not path.is_file():
+        raise MovieLensError(
+            f'expected {path} to segment by {segment_by!r}; add it, or use segment_by="all"'
+        )
+    users = _read_lines(path, form.users)
+    first_lines = pc.index_in(users["user_id"], users["user_id"])
+    is_first = pc.equal(first_lines, np.arange(users.num_rows, dtype=np.int32))
+    _require(path, form.users, is_first, "a user that no line before has")
+    names = _attribute(path, form.users, users, segment_by)
+    rows = pc.index_in(user_ids, users["user_id"])
+    if rows.null_count:
+        user = user_ids.filter(pc.is_null(rows))[0]
+        raise MovieLensError(
+            f"user {user} of {folder / form.ratings.name} is not in {path}: the files are not of "
+            "one data set, or one of them is cut short"
+        )
+    return names.take(rows)
+
+
+def _attribute(
+    path: Path, layout: _Layout, users: pa.Table, segment_by: str
+) -> pa.Array | pa.ChunkedArray:
+    """Return the segment's name of each user."""
+    if segment_by == "age_group":
+        _require(path, layout, _between(users["age"], 1, 120), "an age from 1 to 120")
+        groups = np.searchsorted(_AGE_EDGES, users["age"].to_numpy(), side="right")
+        return pa.array(AGE_GROUPS).take(pa.array(groups))
+    values = users[segment_by]
+    if segment_by == "gender":
+        _require(path, layout, pc.is_in(values, pa.array(["F", "M"])), "a gender of F or M")
+    elif layout.name == "users.dat":
+        codes = pc.index_in(values, pa.array([str(code) for code in range(len(OCCUPATIONS))]))
+        _require(path, layout, pc.is_valid(codes), "an occupation code from 0 to 20")
+        return pa.array(OCCUPATIONS).take(codes)
+    else:
+        _require(path, layout, pc.not_equal(values, ""), "an occupation")
+    return values
+
+
+def _read_lines(path: Path, layout: _Layout) -> pa.Table:
+    """Read one text file strictly: every line has every column, and each value its type."""
+    data = path.read_bytes()
+    if layout.header is not None:
+        first = data[: data.find(b"\n")].rstrip(b"\r").decode("utf-8", "replace")
+        if first != layout.header:
+            raise MovieLensError(f"{path}:1: expected the header {layout.header!r}, got {first!r}")
+    separator = layout.separator
+    if len(separator) > 1:  # Arrow separates columns by one character only.
+        data = data.replace(separator.encode(), b"\t")
+        separator = "\t"
+    try:
+        return csv.read_csv(
+            pa.py_buffer(data),
+            # One thread: only then do Arrow's messages number the row.
+            csv.ReadOptions(
+                use_threads=False,
+                column_names=layout.columns,
+                skip_rows=_header_lines(layout),
+            ),
+            csv.ParseOptions(delimiter=separator, quote_char=False, ignore_empty_lines=False),
+            csv.ConvertOptions(column_types=_TYPES, null_values=[]),
+        )
+    except pa.ArrowInvalid as error:
+        message = str(error)
+        if message == "Empty CSV file":
+            raise MovieLensError(f"{path}: expected lines, found none") from error
+        row = re.search(r"Row #(\d+): (.*)", message, re.DOTALL)
+        line, why = row.groups() if row else ("?", message)
+        columns = layout.separator.join(layout.columns)
+        raise MovieLensError(
+            f"{path}:{line}: malformed line, expected {columns!r}: {why}"
+        ) from error
+
+
+def _require(path: Path, layout: _Layout, holds: pa.ChunkedArray, expected: str) -> None:
+    """Raise, with the line's number, where a line of `path` does not hold what is expected."""
+    row = pc.index(holds, False).as_py()
+    if row >= 0:
+        line = row + 1 + _header_lines(layout)
+        raise MovieLensError(f"{path}:{line}: malformed line, expected {expected}")
+
+
+def _between(values: pa.ChunkedArray, low: float, high: float) -> pa.ChunkedArray:
+    return pc.and_(pc.greater_equal(values, low), pc.less_equal(values, high))
+
+
+def _header_lines(layout: _Layout) -> int:
+    return int(layout.header is not None)

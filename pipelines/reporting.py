@@ -1,0 +1,166 @@
+"""From a run's results to its report: the comparisons, the state of each segment, the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from reclora.evaluation import HeldOut, compare, means
+from reclora.interactions import Interactions
+from reclora.metrics import DEFINITIONS
+from reclora.report import Report, write_report
+from reclora.splits import Windows
+
+from .contenders import SUBJECT, Trained
+from .run import RunFolder, RunSettings, versions
+from .settings import resolved
+
+BASE = "frozen base"
+POPULARITY_ALL, POPULARITY_RECENT = "segment popularity, all time", "segment popularity, recent"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a run measured."""
+
+    run: str
+    results: pd.DataFrame
+    """The long results table, on test."""
+    searches: pd.DataFrame
+    """model, rows_lr, bias_lr, l2, value (on validation), chosen."""
+    trained: Sequence[Trained]
+    """Each contender as the first seed trained it."""
+    held_out: HeldOut
+    """The test window."""
+
+    @property
+    def subject(self) -> Trained:
+        return next(t for t in self.trained if t.contender.model == SUBJECT)
+
+
+def lifts(results: pd.DataFrame) -> pd.DataFrame:
+    """Every model over the base, and the adapters over every model, for each metric and k."""
+    models = list(results["model"].unique())
+    pairs = [(model, BASE) for model in models if model != BASE]
+    pairs += [(SUBJECT, model) for model in models if model not in (SUBJECT, BASE)]
+    measures = results[["metric", "k"]].drop_duplicates().itertuples(index=False, name=None)
+    return pd.concat(
+        [
+            compare(results, model, baseline, metric=str(metric), k=int(k))
+            for metric, k in measures
+            for model, baseline in pairs
+        ],
+        ignore_index=True,
+    )
+
+
+def segment_states(windows: Windows, subject: Trained) -> pd.DataFrame:
+    """One row a segment: rows and users it trained on, what it stores, how it came out."""
+    rows = []
+    for code, name in enumerate(windows.train.segment_names):
+        train, validation, test = (
+            _count(getattr(windows, w), code) for w in ("train", "validation", "test")
+        )
+        epoch = subject.training.best_epoch[name]
+        rows.append(
+            {
+                "segment": name,
+                "train rows": train[0],
+                "train users": train[1],
+                "validation rows": validation[0],
+                "test rows": test[0],
+                "numbers": subject.bank.adapter(name).num_numbers if epoch else 0,
+                "best epoch": epoch,
+                "state": _state(epoch, train[0], validation[0]),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _count(log: Interactions, code: int) -> tuple[int, int]:
+    rows = slice(int(log.offsets[code]), int(log.offsets[code + 1]))
+    return rows.stop - rows.start, len(np.unique(log.user_rows[rows]))
+
+
+def _state(best_epoch: int, train_rows: int, validation_rows: int) -> str:
+    if best_epoch:
+        return "adapter published"
+    if not train_rows:
+        return "stays at the base: no interactions in the train window"
+    if not validation_rows:
+        return "stays at the base: no interactions to validate on"
+    return "stays at the base: no epoch was better on validation"
+
+
+def write_run_report(
+    settings: RunSettings,
+    folder: RunFolder,
+    measured: Measured,
+    split: pd.DataFrame,
+    windows: Windows,
+    quality: Mapping[str, int],
+    repeat: str,
+) -> pd.DataFrame:
+    """Write the run's page, and return the comparisons in it."""
+    compared = lifts(measured.results)
+    evaluation = settings.evaluation
+    write_report(
+        folder.report,
+        Report(
+            title=f"Do per-segment adapters help? {settings.name}",
+            run=folder.id,
+            subject=SUBJECT,
+            baseline=BASE,
+            metric=evaluation.metrics[0],
+            k=evaluation.ks[0],
+            means=means(measured.results),
+            lifts=compared,
+            segments=segment_states(windows, measured.subject),
+            curves=_curves(measured.trained),
+            split=split,
+            data_quality=quality,
+            definitions={name: DEFINITIONS[name] for name in evaluation.metrics},
+            settings=resolved(settings) | {"chosen on validation": _chosen(measured.searches)},
+            versions=versions(),
+            repeat=repeat,
+            notes=_notes(settings),
+        ),
+    )
+    return compared
+
+
+def _curves(trained: Sequence[Trained]) -> pd.DataFrame:
+    parts = [
+        t.training.curves.assign(
+            model=t.contender.model,
+            segment="" if t.contender.is_pooled else t.training.curves["segment"],
+            value=t.training.curves["validation_loss"],
+        )[["model", "segment", "epoch", "value"]]
+        for t in trained
+    ]
+    return pd.concat(parts, ignore_index=True).dropna(subset=["value"])
+
+
+def _chosen(searches: pd.DataFrame) -> dict[str, dict[str, float]]:
+    chosen = searches[searches["chosen"]]
+    columns = ["rows_lr", "bias_lr", "l2", "value"]
+    return {str(row["model"]): {c: row[c] for c in columns} for _, row in chosen.iterrows()}
+
+
+def _notes(settings: RunSettings) -> list[str]:
+    notes = [
+        f"Each trained model is the mean of {len(settings.seeds)} seeds; the base model is one, so "
+        "intervals say nothing about another base.",
+        "Rates of every trained model were chosen on validation from one grid; test chose nothing.",
+        "Recent popularity counts the adapt window; all-time popularity everything before test.",
+        "Curves show the loss on validation, of the first seed.",
+    ]
+    if settings.split.by == "user_time":
+        notes.append(
+            "The split is by each user's own time: a user's future never trains that user, but other "
+            "users' later interactions may have."
+        )
+    return notes

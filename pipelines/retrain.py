@@ -1,0 +1,167 @@
+"""The main job: train one adapter per segment in one pass, publish them, measure and report.
+
+    log -> windows -> base -> { pooled full fine-tune, pooled adapter, per-segment adapters }
+        -> release in the store -> results table -> comparison -> report
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from reclora.base import BaseModel
+from reclora.evaluation import HeldOut, compare, evaluate, hold_out, means
+from reclora.files import write_parquet
+from reclora.interactions import Interactions, LogSummary
+from reclora.popularity import popularity
+from reclora.splits import WINDOWS, Windows, split
+from reclora.store import AdapterStore, Release
+
+from .contenders import SUBJECT, Contender, Trained, choose, contenders, train_contender
+from .prepare import prepare
+from .pretrain import pretrain
+from .progress import step
+from .reporting import BASE, POPULARITY_ALL, POPULARITY_RECENT, Measured, write_run_report
+from .run import RunFolder, RunSettings
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run."""
+
+    folder: RunFolder
+    release: int | None
+    """The release that was published; None where no adapter was better than the base."""
+    was_there: bool
+    """The same run had been completed before, and was reused."""
+
+
+def retrain(settings: RunSettings) -> Outcome:
+    """Run the main job; a completed run of the same input, settings and versions is reused.
+
+    Raises:
+        LogError, SettingsError, BaseError, TrainingError, StoreError, ValueError: what is wrong with
+            input or settings; nothing was published.
+    """
+    summary = prepare(settings)
+    base = pretrain(settings, summary.inputs)
+    folder = RunFolder(settings, base.fingerprint, summary.inputs)
+    if folder.is_complete:
+        return Outcome(folder, folder.summary()["release"], was_there=True)
+    folder.begin()
+    whole = split(Interactions.read(settings.log_folder), settings.split)
+    base, windows, unknown = onto_base(base, whole, settings)
+    measured = measure(settings, base, windows, folder)
+    release = publish(settings, measured)
+    folder.event("published", release=release.number if release else None)
+    write_parquet(folder.results, pa.Table.from_pandas(measured.results, preserve_index=False))
+    quality = data_quality(summary, unknown, measured.held_out)
+    write_run_report(settings, folder, measured, whole, windows, quality)
+    folder.complete({"release": release.number if release else None, "data_quality": quality})
+    return Outcome(folder, release.number if release else None, was_there=False)
+
+
+def onto_base(
+    base: BaseModel, whole: Windows, settings: RunSettings
+) -> tuple[BaseModel, Windows, dict[str, int]]:
+    """The windows on the base's id maps, grown if asked for, and how many rows each one lost."""
+    users, items = base.users, base.items
+    if settings.unknown == "grow":
+        users = users.extended(whole.train.users.ids_of(np.unique(whole.train.user_rows)))
+        items = items.extended(whole.train.items.ids_of(np.unique(whole.train.item_rows)))
+    moved = {name: getattr(whole, name).onto(users, items) for name in WINDOWS}
+    lost = {name: counts.rows for name, (_, counts) in moved.items()}
+    return base.grown(users, items), Windows(**{n: log for n, (log, _) in moved.items()}), lost
+
+
+def measure(
+    settings: RunSettings, base: BaseModel, windows: Windows, folder: RunFolder
+) -> Measured:
+    """Choose on validation, train every seed, measure on test."""
+    seen_before_validation = windows.pretrain.joined(windows.train)
+    seen_before_test = seen_before_validation.joined(windows.validation)
+    validation = hold_out(windows.validation, seen_before_validation, settings.evaluation)
+    test = hold_out(windows.test, seen_before_test, settings.evaluation)
+    results, searches, runs = untrained(base, windows, test, folder.id), [], []
+    for contender in contenders(settings):
+        with step(f"choosing rates: {contender.model}") as progress:
+            config, tried = choose(
+                contender, base, windows.train, windows.validation, validation, settings, progress
+            )
+        searches.append(tried)
+        folder.event("chosen", model=contender.model, config=config)
+        with step(f"training and ranking: {contender.model}") as progress:
+            for done, seed in enumerate(settings.seeds, 1):
+                trained = train_contender(
+                    contender, base, windows.train, windows.validation, config, seed
+                )
+                results.append(_evaluated(trained, contender, test, folder.id, seed))
+                progress(done, len(settings.seeds))
+                if seed == settings.seeds[0]:
+                    runs.append(trained)
+                folder.event("trained", model=contender.model, seed=seed, steps=trained.training.steps)
+    return Measured(
+        folder.id, pd.concat(results, ignore_index=True), pd.concat(searches), runs, test
+    )
+
+
+def untrained(
+    base: BaseModel, windows: Windows, test: HeldOut, run: str
+) -> list[pd.DataFrame]:
+    """Results of what needs no training: both popularities and the frozen base."""
+    frozen = base.scorer()
+    before_test = windows.pretrain.joined(windows.train).joined(windows.validation)
+    models = {
+        POPULARITY_ALL: popularity(before_test),
+        POPULARITY_RECENT: popularity(windows.train),
+        BASE: lambda segment: frozen,
+    }
+    return [evaluate(test, scorer_of, model=m, run=run, seed=0) for m, scorer_of in models.items()]
+
+
+def _evaluated(
+    trained: Trained, contender: Contender, test: HeldOut, run: str, seed: int
+) -> pd.DataFrame:
+    return evaluate(test, trained.scorer_of(), model=contender.model, run=run, seed=seed)
+
+
+def publish(settings: RunSettings, measured: Measured) -> Release | None:
+    """Publish the first seed's adapters of the segments that validation found better than the base.
+
+    A segment whose best epoch is 0 has nothing to publish: what is current for it stays.
+    """
+    subject = measured.subject
+    segments = [name for name, epoch in subject.training.best_epoch.items() if epoch > 0]
+    if not segments:
+        return None
+    losses = subject.training.curves.groupby("segment")["validation_loss"]
+    metrics = {
+        name: {"validation_loss": float(losses.min()[name]), "base_validation_loss": float(losses.first()[name])}
+        for name in segments
+    }
+    return AdapterStore(settings.store_folder).publish(
+        [subject.bank.adapter(name) for name in segments],
+        reason=f"run {measured.run}: better than the base on validation",
+        author=settings.author or None,
+        metrics=metrics,
+    )
+
+
+def data_quality(summary: LogSummary, lost: dict[str, int], held_out: HeldOut) -> dict[str, int]:
+    """What was read and what was dropped on the way, in rows unless it says users."""
+    quarantined = {f"quarantined: {reason}": n for reason, n in summary.quarantined.items()}
+    unknown = {f"unknown to the base, {window} window": n for window, n in lost.items() if n}
+    return {
+        "rows read": summary.rows_read,
+        **(quarantined or {"quarantined": 0}),
+        "duplicates merged": summary.duplicates,
+        "below the least label": summary.below_min_label,
+        "rows kept": summary.rows_kept,
+        **unknown,
+        "test users measured": held_out.num_users,
+        "test users with nothing new to find": int(held_out.counts()["users_without_relevant"].sum()),
+    }

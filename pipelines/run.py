@@ -1,0 +1,225 @@
+"""One run: its settings, and the folder where everything about it is written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from reclora.adapters import AdapterConfig
+from reclora.evaluation import EvaluationConfig
+from reclora.files import make_folder, write_text
+from reclora.interactions import LogContract
+from reclora.splits import SplitConfig
+from reclora.training import TrainingConfig
+
+from .settings import resolved
+
+
+@dataclass(frozen=True)
+class LogSettings:
+    """Where the interaction log is and what is declared about it."""
+
+    files: tuple[Path, ...]
+    """Parquet files with user_id, item_id, timestamp, segment, and optionally label and weight."""
+    contract: LogContract = LogContract()
+    memory_limit: str = "2GB"
+    """What sorting the log may use."""
+
+
+@dataclass(frozen=True)
+class BaseSettings:
+    """The base model: pretrained on the log's first window, or imported."""
+
+    embedding_dim: int = 32
+    """D, the length of user and item vectors."""
+    hidden: tuple[int, ...] = (32,)
+    """Widths of the tower's hidden layers; empty for no tower."""
+    training: TrainingConfig = TrainingConfig()
+    seed: int = 0
+    import_users: Path | None = None
+    """Parquet with user_id and vector (or, beside import_tables, user_id alone): no pretraining."""
+    import_items: Path | None = None
+    """Parquet with item_id, vector and optionally bias."""
+    import_tables: Path | None = None
+    """safetensors with user_table and item_table; the two files above then hold the ids."""
+
+    def __post_init__(self) -> None:
+        if (self.import_users is None) != (self.import_items is None):
+            raise ValueError("import_users and import_items go together; only one is given")
+        if self.import_tables is not None and self.import_users is None:
+            raise ValueError("import_tables needs import_users and import_items for the ids")
+        if self.embedding_dim < 1 or any(width < 1 for width in self.hidden):
+            raise ValueError("embedding_dim and hidden widths must be at least 1")
+
+
+@dataclass(frozen=True)
+class Search:
+    """The grid on which every compared model's learning rates are chosen, on validation."""
+
+    rows_lr: tuple[float, ...] = (0.02, 0.1)
+    bias_lr: tuple[float, ...] = (0.02, 0.1)
+    l2: tuple[float, ...] = (0.0, 0.1)
+
+    def __post_init__(self) -> None:
+        if not (self.rows_lr and self.bias_lr and self.l2):
+            raise ValueError("rows_lr, bias_lr and l2 each need at least one value")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """All of a run; a section of the TOML file is a field."""
+
+    log: LogSettings
+    name: str = "run"
+    """Names the run's folder, together with a digest of everything that decides its numbers."""
+    folder: Path = Path("runs/work")
+    """What runs share: the laid-out log, the base model, the store."""
+    runs: Path = Path("runs")
+    """Each run gets a folder of its own in here."""
+    split: SplitConfig = SplitConfig()
+    base: BaseSettings = BaseSettings()
+    adapter: AdapterConfig = AdapterConfig()
+    training: TrainingConfig = TrainingConfig()
+    search: Search = Search()
+    unknown: Literal["drop", "grow"] = "drop"
+    """Interactions whose user or item the base does not know: `drop` them, or `grow` the base by a
+    row at the table's mean for each, which the adapters change."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Every trained model is trained once a seed; the first seed's adapters are published."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    author: str = ""
+    """Written into the release."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Anything to keep with the run."""
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be different numbers, at least one, got {self.seeds}")
+        if not self.name or any(c in self.name for c in "/\\\0") or self.name.startswith("."):
+            raise ValueError(f"name must be usable as part of a folder's name, got {self.name!r}")
+
+    @property
+    def log_folder(self) -> Path:
+        return self.folder / "log"
+
+    @property
+    def base_folder(self) -> Path:
+        return self.folder / "base"
+
+    @property
+    def store_folder(self) -> Path:
+        return self.folder / "store"
+
+
+def digest(*parts: object) -> str:
+    """Ten hex digits of the sha256 of JSON-able parts."""
+    return sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:10]
+
+
+def versions() -> dict[str, str]:
+    """The packages that decide a run's numbers."""
+    names = ("reclora", "torch", "numpy", "scipy", "pandas", "pyarrow", "duckdb")
+    return {name: metadata.version(name) for name in names}
+
+
+def git_commit() -> str | None:
+    """The commit of the code, with `+` where files differ from it; None outside a repository."""
+    code = Path(__file__).parent
+    try:
+        commit, changes = (
+            subprocess.run(
+                ["git", *arguments],
+                cwd=code,
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=10,
+            ).stdout.strip()
+            for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+" if changes else "")
+
+
+class RunFolder:
+    """`runs/<id>/`: settings, versions, events and results of one run.
+
+    `run.json` is written last: its presence says that the run is complete.
+    """
+
+    def __init__(
+        self, settings: RunSettings, base_fingerprint: str, inputs: Mapping[str, str]
+    ) -> None:
+        self._settings, self._base, self._inputs = settings, base_fingerprint, inputs
+        decides = resolved(settings) | {"folder": "", "runs": "", "author": "", "tags": {}}
+        decides["log"] |= {"files": sorted(inputs.values()), "memory_limit": ""}
+        self.id = f"{settings.name}-{digest(decides, base_fingerprint, versions())}"
+        self.path = settings.runs / self.id
+        self._started = time.monotonic()
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results.parquet"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def is_complete(self) -> bool:
+        return (self.path / "run.json").exists()
+
+    def begin(self) -> None:
+        """Make the folder and start its events anew."""
+        make_folder(self.path)
+        (self.path / "events.jsonl").unlink(missing_ok=True)
+        self.event("begin")
+
+    def event(self, what: str, **facts: object) -> None:
+        """Append one line to `events.jsonl`: what happened, and seconds since the beginning."""
+        line = {"event": what, "seconds": round(time.monotonic() - self._started, 3), **facts}
+        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, default=str) + "\n")
+
+    def complete(self, summary: Mapping[str, Any]) -> None:
+        """Write `run.json`."""
+        self.event("complete")
+        about = {
+            "format": 1,
+            "id": self.id,
+            "settings": resolved(self._settings),
+            "versions": versions(),
+            "commit": git_commit(),
+            "inputs": self._inputs,
+            "base": self._base,
+            **summary,
+        }
+        write_text(self.path / "run.json", json.dumps(about, indent=2, default=str) + "\n")
+
+    def summary(self) -> dict[str, Any]:
+        """What `complete` wrote."""
+        return dict(json.loads((self.path / "run.json").read_text(encoding="utf-8")))
+
+
+def files_of(patterns: Sequence[Path]) -> list[Path]:
+    """The files that paths name; a pattern such as `logs/*.parquet` names all that match, sorted.
+
+    Raises:
+        FileNotFoundError: a pattern matches nothing, or a file is not there.
+    """
+    found: list[Path] = []
+    for pattern in patterns:
+        root = Path(pattern.anchor)
+        matches = sorted(root.glob(str(pattern.relative_to(root)))) if pattern.name else []
+        if not matches:
+            raise FileNotFoundError(f"no log file matches {pattern}; give Parquet files")
+        found += matches
+    return found

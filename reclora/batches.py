@@ -1,0 +1,130 @@
+"""How batches and negatives are drawn: by counting, as a function of (seed, segment, epoch,
+position) alone.
+
+Each step holds up to B rows of each of its G segments. Which rows, in which order and against
+which negatives is worked out from the segment's own seed, so a segment sees the same batches
+whoever trains beside it, and a run that stops can go on from an epoch's number: there is no random
+state to keep.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reclora.interactions import Interactions
+
+U64 = NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows of each of G segments; `weight_GB` is 0 where a segment has fewer rows left in its
+    epoch.
+
+    `negative_GJ`: item rows drawn uniformly from the catalogue, common to a segment's rows of this
+    step.
+    """
+
+    segments_G: Tensor
+    user_GB: Tensor
+    item_GB: Tensor
+    weight_GB: Tensor
+    negative_GJ: Tensor
+
+
+def segment_seed(seed: int, segment: str) -> int:
+    """63 bits from the run's seed and the segment's name, the same whatever other segments there
+    are.
+    """
+    digest = hashlib.blake2b(f"{seed}\0{segment}".encode("utf-8", "surrogatepass"), digest_size=8)
+    return int.from_bytes(digest.digest(), "little") >> 1
+
+
+def segment_seeds(seed: int, log: Interactions) -> U64:
+    """`segment_seed` of each of the log's segments."""
+    return np.array([segment_seed(seed, name) for name in log.segment_names], dtype=np.uint64)
+
+
+def mix(counters: U64) -> U64:
+    """SplitMix64's finaliser: counters to independent-looking 64-bit numbers.
+
+    Source: Steele et al., "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014, section 3
+    (variant 13 of Stafford).
+    """
+    z = counters + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def epoch_order(log: Interactions, seeds_S: U64, epoch: int) -> NDArray[np.int64]:
+    """The rows of the log, segment by segment, each segment's in the random order of this epoch."""
+    sizes = np.diff(log.offsets)
+    positions = np.arange(len(log), dtype=np.uint64) - np.repeat(log.offsets[:-1], sizes).astype(
+        np.uint64
+    )
+    streams = mix(seeds_S + np.uint64(epoch))
+    keys = mix(np.repeat(streams, sizes) ^ positions)
+    segments = np.repeat(np.arange(len(sizes), dtype=np.uint64), sizes)
+    # The segment in the high bits keeps segments together; equal low bits keep the log's order.
+    return np.argsort((segments << np.uint64(40)) | (keys >> np.uint64(24)), kind="stable")
+
+
+def draw_negatives(
+    seeds_G: U64, epoch: int, step: int, shape: tuple[int, int], num_items: int
+) -> Tensor:
+    """Item rows uniform over 0 .. num_items - 1, shape (G, J)."""
+    streams = mix(mix(seeds_G ^ np.uint64(0x5DEECE66D)) + np.uint64(epoch << 32 | step))
+    numbers = mix(streams[:, None] ^ np.arange(shape[1], dtype=np.uint64)[None, :])
+    return torch.from_numpy((numbers % np.uint64(num_items)).astype(np.int64))
+
+
+def stratified_batches(
+    log: Interactions,
+    active: NDArray[np.int64],
+    *,
+    seeds_S: U64,
+    epoch: int,
+    batch_rows: int,
+    num_negatives: int,
+    segments_per_step: int,
+) -> Iterator[Batch]:
+    """One epoch of the active segments: every row once, `batch_rows` rows of a segment a step.
+
+    Segments of like size go together, so that few places of a step are empty.
+
+    Args:
+        active: segment codes that take part.
+        batch_rows: B, rows of each segment in a step.
+        num_negatives: J, negatives of each segment in a step.
+        segments_per_step: the most segments in a step (memory follows it; results do not).
+    """
+    order = epoch_order(log, seeds_S, epoch)
+    sizes = np.diff(log.offsets)
+    active = active[np.argsort(-sizes[active], kind="stable")]
+    for first in range(0, len(active), segments_per_step):
+        chunk = active[first : first + segments_per_step]
+        for step in range(-(-int(sizes[chunk].max(initial=0)) // batch_rows)):
+            now = chunk[sizes[chunk] > step * batch_rows]
+            places = log.offsets[now, None] + step * batch_rows + np.arange(batch_rows)
+            inside = places < log.offsets[now + 1, None]
+            rows = order[np.minimum(places, log.offsets[now + 1, None] - 1)]
+            weights = inside.astype(np.float32)
+            if log.weights is not None:
+                weights *= log.weights[rows]
+            yield Batch(
+                torch.from_numpy(now),
+                torch.from_numpy(log.user_rows[rows]),
+                torch.from_numpy(log.item_rows[rows]),
+                torch.from_numpy(weights),
+                draw_negatives(
+                    seeds_S[now], epoch, step, (len(now), num_negatives), len(log.items)
+                ),
+            )

@@ -1,0 +1,125 @@
+"""This file is how files reach the disk whole: after a crash a path holds old bytes or new ones.
+
+A file is written under a temporary name in its own folder (`NAME.tmp.TOKEN`), fsynced, renamed (or
+linked, where the first writer must win), and the folder is fsynced. A killed process leaves at most
+a `*.tmp.*` file.
+"""
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, *, replace: bool = True) -> Iterator[Path]:
+    """Give a temporary path to write to; when the block ends without an error it becomes `path`.
+
+    The file gets the mode that the umask says, whoever writes it (safetensors alone leaves 0600).
+    The folder must exist (see `make_folder`).
+
+        with atomic_write(folder / "tables.safetensors") as temporary:
+            save_file(tensors, temporary)
+
+    Args:
+        path: where the file shall be.
+        replace: whether an existing `path` is replaced; if not, one of several writers wins.
+
+    Raises:
+        FileExistsError: `replace` is false and `path` exists; nothing was changed.
+        OSError: a write, fsync or rename failed (the error names `path`); `path` is as before.
+    """
+    temporary = temporary_path(path)
+    # Made here first, so that its mode is what the kernel gives under the umask.
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        mode = os.fstat(descriptor).st_mode & 0o777
+        os.close(descriptor)
+        yield temporary
+        os.chmod(temporary, mode)
+        fsync(temporary)
+        if replace:
+            os.replace(temporary, path)
+        else:
+            os.link(temporary, path)
+            os.unlink(temporary)
+        fsync(path.parent)
+    except OSError as error:
+        # A full disk is reported by `write`, which knows no name.
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def temporary_path(path: Path) -> Path:
+    """Return an unused name beside `path` that marks unfinished work: `NAME.tmp.TOKEN`."""
+    return path.with_name(f"{path.name}.tmp.{secrets.token_hex(8)}")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, whole or not at all; raises as `atomic_write`."""
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` in UTF-8, whole or not at all; raises as `atomic_write`."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Write `table` as zstd Parquet with page checksums, whole or not at all.
+
+    Without checksums a flipped bit reads back as a wrong value, silently. Raises as `atomic_write`.
+    """
+    with atomic_write(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """Read what `write_parquet` wrote, verifying its page checksums.
+
+    Raises:
+        OSError: a page differs from its checksum, or the file cannot be read.
+        pyarrow.ArrowInvalid: the file is no Parquet file, or truncated.
+    """
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        return file.read()
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and its missing parents, each fsynced into the folder above it."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    fsync(folder.parent)
+
+
+def fsync(path: Path) -> None:
+    """Wait until the file or folder at `path` is on the disk.
+
+    Raises:
+        OSError: it is not. Do not try again: the kernel may have dropped what was to be written.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of the bytes of the file at `path`, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

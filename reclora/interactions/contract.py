@@ -1,0 +1,219 @@
+"""This file is the contract of an interaction log, checked before a row is read.
+
+| column | Parquet type | |
+|---|---|---|
+| `user_id`, `item_id` | string or any integer | not null, not empty |
+| `timestamp` | timestamp (UTC if without zone), or integer with `time_unit` | 1990 to tomorrow |
+| `segment` | string | not null, not empty |
+| `label` (may be missing) | any float or integer | finite |
+| `weight` (may be missing) | any float or integer | finite, not negative |
+
+A string may be stored as a dictionary of strings. Other columns are ignored. All files
+of a log must agree in this.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+TimeUnit = Literal["s", "ms", "us", "ns"]
+Duplicates = Literal["first", "exact"]
+
+REQUIRED = ("user_id", "item_id", "timestamp", "segment")
+OPTIONAL = ("label", "weight")
+
+PER_SECOND: dict[str, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+EARLIEST = 631_152_000
+"""1990-01-01 in seconds: no interaction log is older; times in a wrong unit nearly always are."""
+TOLERANCE = 86_400
+"""Seconds that a clock may be ahead of ours: a day, which also covers local time taken for UTC."""
+
+
+class LogError(ValueError):
+    """An interaction log breaks its contract; the message names file, column and row."""
+
+
+@dataclass(frozen=True)
+class LogContract:
+    """What the caller declares about a log, and what shall be done with its rows."""
+
+    time_unit: TimeUnit | None = None
+    """Unit of an integer `timestamp`, counted from 1970-01-01 UTC; None for Parquet timestamps."""
+    duplicates: Duplicates = "first"
+    """What is merged into the earliest row: "first" all rows of one (segment, user, item), "exact"
+    only those of one (segment, user, item, timestamp). Of equal times the lowest label, then the
+    lowest weight, stays."""
+    min_label: float | None = None
+    """Rows with a label below it are no positive interaction: dropped and counted. None keeps all
+    rows."""
+    max_quarantined: float = 0.01
+    """Share of the rows read, 0 to 1, that may break the contract; above it the run stops."""
+
+    def __post_init__(self) -> None:
+        if self.time_unit not in (None, *PER_SECOND):
+            raise ValueError(
+                f"time_unit must be one of s, ms, us, ns or None, got {self.time_unit!r}"
+            )
+        if self.duplicates not in get_args(Duplicates):
+            raise ValueError(f"duplicates must be 'first' or 'exact', got {self.duplicates!r}")
+        if self.min_label is not None and not abs(self.min_label) < float("inf"):
+            raise ValueError(f"min_label must be a finite number or None, got {self.min_label}")
+        if not 0 <= self.max_quarantined <= 1:
+            raise ValueError(f"max_quarantined must be in 0..1, got {self.max_quarantined}")
+
+
+@dataclass(frozen=True)
+class LogFile:
+    """One file that keeps the contract."""
+
+    path: Path
+    rows: int
+    columns: tuple[str, ...]
+    """Those of the contract that it has, in the contract's order."""
+    kinds: dict[str, str]
+    """Column -> what must agree between files, such as "integer" or "timestamp[ms] with zone"."""
+    time_unit: str
+    """Unit of its timestamps as stored."""
+
+
+def check_files(files: Sequence[Path], contract: LogContract, *, now: float) -> list[LogFile]:
+    """Read the footers of all files and check names and types of their columns.
+
+    Args:
+        files: Parquet files, each named once.
+        contract: what they must keep.
+        now: seconds since 1970, by which a missing time unit is guessed for the error.
+
+    Raises:
+        LogError: naming every bad file at once, what was found and what was wanted.
+    """
+    if not files:
+        raise LogError("no files were given; expected at least one Parquet file")
+    problems = [f"{path}: given twice" for path in sorted({p for p in files if files.count(p) > 1})]
+    good = []
+    for path in files:
+        try:
+            good.append(_check_file(path, contract, now))
+        except LogError as error:
+            problems.append(str(error))
+    problems += [line for file in good for line in _disagreements(file, good[0])]
+    if problems:
+        raise LogError(
+            "\n".join([f"the log breaks its contract in {len(problems)} places:", *problems])
+        )
+    return good
+
+
+def plausible_unit(value: int, now: float) -> str | None:
+    """Return the unit in which an integer time lies between 1990 and `now`, or None."""
+    for unit, per_second in PER_SECOND.items():
+        if EARLIEST <= value / per_second <= now + TOLERANCE:
+            return unit
+    return None
+
+
+def _check_file(path: Path, contract: LogContract, now: float) -> LogFile:
+    if not path.is_file():
+        raise LogError(
+            f"{path}: expected a Parquet file, got {'a folder' if path.is_dir() else 'nothing'}"
+        )
+    try:
+        with pq.ParquetFile(path) as file:
+            schema, metadata = file.schema_arrow, file.metadata
+    except (OSError, pa.ArrowException) as error:
+        raise LogError(f"{path}: not a whole Parquet file: {error}") from error
+    problems = _name_problems(schema.names, contract)
+    kinds = {}
+    for name in (*REQUIRED, *OPTIONAL):
+        if schema.names.count(name) == 1:
+            try:
+                kinds[name] = _kind(name, schema.field(name).type)
+            except LogError as error:
+                problems.append(str(error))
+    if "timestamp" in kinds:
+        problems += _unit_problems(kinds["timestamp"], metadata, contract, now)
+    if problems:
+        raise LogError("\n".join(f"{path}: {problem}" for problem in problems))
+    kind = schema.field("timestamp").type
+    return LogFile(
+        path,
+        metadata.num_rows,
+        tuple(kinds),
+        kinds,
+        kind.unit if pa.types.is_timestamp(kind) else str(contract.time_unit),
+    )
+
+
+def _name_problems(names: Sequence[str], contract: LogContract) -> list[str]:
+    problems = []
+    wanted = {*REQUIRED, "label"} if contract.min_label is not None else {*REQUIRED}
+    for name in (*REQUIRED, *OPTIONAL):
+        variants = [one for one in names if one != name and one.strip().casefold() == name]
+        if variants:
+            problems.append(f"column {variants[0]!r}: rename it to {name!r}")
+        elif names.count(name) > 1:
+            problems.append(f"column {name!r}: expected once, got {names.count(name)} times")
+        elif name in wanted and name not in names:
+            found = ", ".join(map(repr, names))
+            reason = " (min_label is set)" if name == "label" else ""
+            problems.append(f"column {name!r}: missing{reason}; got {found}")
+    return problems
+
+
+def _kind(name: str, found: pa.DataType) -> str:
+    value = found.value_type if pa.types.is_dictionary(found) else found
+    string = pa.types.is_string(value) or pa.types.is_large_string(value)
+    if name == "segment":
+        wanted, kind = "a string", "string" if string else None
+    elif name in ("user_id", "item_id"):
+        wanted = "a string or an integer"
+        kind = "string" if string else "integer" if pa.types.is_integer(found) else None
+    elif name == "timestamp":
+        wanted = "a timestamp or an integer"
+        kind = "integer" if pa.types.is_integer(found) else None
+        if pa.types.is_timestamp(found):
+            kind = f"timestamp[{found.unit}] {'without' if found.tz is None else 'with'} zone"
+    else:
+        wanted = "a float or an integer"
+        kind = "number" if pa.types.is_integer(found) or pa.types.is_floating(found) else None
+    if kind is None:
+        raise LogError(f"column {name!r}: expected {wanted}, got {found}")
+    return kind
+
+
+def _unit_problems(
+    kind: str, metadata: pq.FileMetaData, contract: LogContract, now: float
+) -> list[str]:
+    if kind == "integer" and contract.time_unit is None:
+        likely = _likely_unit(metadata, now)
+        hint = f"; its values look like {likely!r}" if likely else ""
+        return [f"column 'timestamp': an integer without a unit; set time_unit{hint}"]
+    if kind != "integer" and contract.time_unit is not None:
+        return [
+            f"column 'timestamp': expected integers of time_unit={contract.time_unit!r}, got "
+            f"{kind}, which carries its own unit; leave time_unit out"
+        ]
+    return []
+
+
+def _likely_unit(metadata: pq.FileMetaData, now: float) -> str | None:
+    """Return the unit that the column statistics suggest, where the file has them."""
+    position = metadata.schema.to_arrow_schema().get_field_index("timestamp")
+    for group in range(metadata.num_row_groups):
+        statistics = metadata.row_group(group).column(position).statistics
+        if statistics is not None and statistics.has_min_max:
+            return plausible_unit(statistics.max, now)
+    return None
+
+
+def _disagreements(file: LogFile, first: LogFile) -> list[str]:
+    return [
+        f"{file.path}: column {name!r}: expected {first.kinds.get(name, 'no such column')} as in "
+        f"{first.path}, got {file.kinds.get(name, 'no such column')}"
+        for name in (*REQUIRED, *OPTIONAL)
+        if file.kinds.get(name) != first.kinds.get(name)
+    ]

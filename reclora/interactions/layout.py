@@ -1,0 +1,255 @@
+"""This file is how a log is laid out on disk: one sorted Parquet file, its id maps, its summary."""
+
+import glob
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from reclora.files import fsync, make_folder, sha256_of, write_text
+from reclora.interactions.contract import LogContract, LogError, LogFile, check_files
+from reclora.interactions.ids import IdMap
+from reclora.interactions.reading import BATCH_ROWS, Quarantine, read_rows
+from reclora.interactions.summary import SUMMARY, LogSummary
+from reclora.interactions.workplace import locked, sorting_database, workplace
+
+LOG = "log.parquet"
+USER_IDS = "user_ids.parquet"
+ITEM_IDS = "item_ids.parquet"
+QUARANTINE = "quarantine.parquet"
+REFUSED = "refused.parquet"
+STAGED = "staged.parquet"
+
+GROUP_ROWS = 1 << 20
+SORT_KEYS = ("segment", "timestamp", "user_id", "item_id", "label", "weight")
+
+Progress = Callable[[int, int], None]
+
+
+def prepare_log(
+    files: Sequence[Path],
+    folder: Path,
+    contract: LogContract,
+    *,
+    memory_limit: str = "2GB",
+    progress: Progress | None = None,
+) -> LogSummary:
+    """Check a log, drop duplicates and lay it out by segment and time in `folder`.
+
+    Writes log.parquet (sorted by segment, timestamp, user_id, item_id, label, weight),
+    user_ids.parquet and item_ids.parquet (the distinct ids, ascending), quarantine.parquet (rows
+    that break the contract: file, row, column, reason, value) and, last, summary.json, whose
+    presence says that all is complete. Neither the order of files nor that of rows changes a byte
+    of the log and the id maps. Logs larger than memory are sorted on disk, inside `folder`: about
+    three times the log's size must be free there.
+
+    Where `folder` already holds the result for inputs of the same sha256s and the same contract,
+    that is returned and nothing is written; remove summary.json to have it made anew.
+
+    Args:
+        files: Parquet files that keep the contract (see `reclora.interactions.contract`).
+        folder: made if missing. A run that fails leaves the result that is there as it is.
+        contract: what is declared about the log.
+        memory_limit: what the sort may use, such as "500MB"; beside it a row group is held.
+        progress: called with (done, total), both in rows: each is read, then written.
+
+    Raises:
+        LogError: a file, or too many rows, break the contract. In the latter case refused.parquet
+            lists the rows, as quarantine.parquet does. Or another run is at work in `folder`.
+        OSError: the disk is full, or a file cannot be written; what was there before still is.
+    """
+    now = time.time()
+    checked = check_files(list(files), contract, now=now)
+    inputs = {str(file.path): sha256_of(file.path) for file in checked}
+    make_folder(folder)
+    with locked(folder):
+        stored = _reusable(folder, contract, inputs)
+        if stored is not None:
+            return stored
+        with workplace(folder) as work, sorting_database(work, memory_limit) as database:
+            report = progress or _silent
+            quarantined, below, staged = _stage(checked, work, folder, contract, now, report)
+            written = _write_log(checked[0], work, contract, database, staged, report)
+            summary = LogSummary(
+                contract=contract,
+                rows_read=sum(file.rows for file in checked),
+                rows_kept=written.rows,
+                quarantined=quarantined,
+                duplicates=staged - written.rows,
+                below_min_label=below,
+                users=_write_ids("user_id", work, USER_IDS, database),
+                items=_write_ids("item_id", work, ITEM_IDS, database),
+                segments=dict(written.segments),
+                first=written.first,
+                last=written.last,
+                inputs=inputs,
+            )
+            _publish(work, folder, summary)
+    return summary
+
+
+@dataclass
+class _Written:
+    """What is known of the laid-out log once it is written."""
+
+    rows: int = 0
+    segments: Counter[str] = field(default_factory=Counter)
+    first: str = ""
+    last: str = ""
+
+    def add(self, rows: pa.Table) -> None:
+        """Count rows that follow, in the log's order, those counted before."""
+        self.rows += rows.num_rows
+        for count in pc.value_counts(rows["segment"]).to_pylist():
+            self.segments[count["values"]] += count["counts"]
+        times = pc.min_max(rows["timestamp"]).as_py()
+        first, last = times["min"].isoformat(), times["max"].isoformat()
+        self.first = min(self.first or first, first)
+        self.last = max(self.last, last)
+
+
+def _stage(
+    files: Sequence[LogFile],
+    work: Path,
+    folder: Path,
+    contract: LogContract,
+    now: float,
+    progress: Progress,
+) -> tuple[dict[str, int], int, int]:
+    """Write the rows that keep the contract to work/staged.parquet, as they come.
+
+    Returns the counts of quarantined rows, of rows below the minimal label, and of rows written.
+    """
+    total = sum(file.rows for file in files)
+    below = staged = done = 0
+    with (
+        Quarantine(work / QUARANTINE) as quarantine,
+        pq.ParquetWriter(work / STAGED, _schema(files[0], pa.int64()), compression="lz4") as writer,
+    ):
+        for file in files:
+            for rows, batch in read_rows(file, quarantine, now=now):
+                positive = batch
+                if contract.min_label is not None:
+                    positive = batch.filter(pc.greater_equal(batch["label"], contract.min_label))
+                writer.write_batch(positive)
+                below += batch.num_rows - positive.num_rows
+                staged += positive.num_rows
+                done += rows
+                progress(done, 2 * total)
+    try:
+        quarantine.check(contract.max_quarantined, total, folder / REFUSED, now)
+    except LogError:
+        fsync(work / QUARANTINE)
+        os.replace(work / QUARANTINE, folder / REFUSED)
+        fsync(folder)
+        raise
+    return dict(quarantine.counts), below, staged
+
+
+def _schema(file: LogFile, time: pa.DataType) -> pa.Schema:
+    kinds = {"string": pa.large_string(), "integer": pa.int64(), "number": pa.float64()}
+    types = {name: kinds.get(file.kinds[name]) for name in file.columns}
+    return pa.schema({**types, "timestamp": time})
+
+
+def _write_log(
+    file: LogFile,
+    work: Path,
+    contract: LogContract,
+    database: duckdb.DuckDBPyConnection,
+    staged: int,
+    progress: Progress,
+) -> _Written:
+    """Merge duplicates of the staged rows, sort them and write work/log.parquet."""
+    schema = _schema(file, pa.timestamp("us", "UTC"))
+    written = _Written()
+    sorted_rows = database.sql(_sorting(file.columns, contract, work)).to_arrow_reader(BATCH_ROWS)
+    with pq.ParquetWriter(
+        work / LOG, schema, compression="zstd", write_page_checksum=True
+    ) as writer:
+        for rows in _groups(sorted_rows):
+            rows = rows.cast(schema).combine_chunks()
+            writer.write_table(rows, row_group_size=GROUP_ROWS)
+            written.add(rows)
+            progress(staged + written.rows, 2 * staged)
+    progress(2 * staged, 2 * staged)
+    return written
+
+
+def _sorting(columns: Sequence[str], contract: LogContract, work: Path) -> str:
+    """Return the query for the staged rows: one of each set of duplicates, in the log's order."""
+    keys = ["segment", "user_id", "item_id"]
+    if contract.duplicates == "exact":
+        keys.append("timestamp")
+    rest = [name for name in SORT_KEYS if name in columns and name not in keys]
+    # The least of a struct is least by its first field, then by its second: the earliest row.
+    least = f", unnest(min({{{', '.join(f'{name}: {name}' for name in rest)}}}))" if rest else ""
+    grouped = (
+        f"select {', '.join(keys)}{least} from {_parquet(work / STAGED)} group by {', '.join(keys)}"
+    )
+    order = ", ".join(name for name in SORT_KEYS if name in columns)
+    return f"select {', '.join(columns)} from ({grouped}) order by {order}"
+
+
+def _parquet(path: Path) -> str:
+    """Return the SQL that reads exactly the file at `path`, whatever characters are in it."""
+    return "read_parquet('" + glob.escape(str(path)).replace("'", "''") + "')"
+
+
+def _groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """Cut a stream into row groups of one size, so that the file does not depend on its batches."""
+    waiting: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in batches:
+        waiting.append(batch)
+        rows += batch.num_rows
+        while rows >= GROUP_ROWS:
+            table = pa.Table.from_batches(waiting)
+            yield table[:GROUP_ROWS]
+            waiting = table[GROUP_ROWS:].to_batches()
+            rows -= GROUP_ROWS
+    if rows:
+        yield pa.Table.from_batches(waiting)
+
+
+def _write_ids(column: str, work: Path, name: str, database: duckdb.DuckDBPyConnection) -> int:
+    """Write the distinct ids of the laid-out log in ascending order; return how many they are."""
+    query = f"select distinct {column} from {_parquet(work / LOG)} order by {column}"
+    ids = IdMap(database.sql(query).to_arrow_table()[column])
+    ids.write(work / name)
+    return len(ids)
+
+
+def _publish(work: Path, folder: Path, summary: LogSummary) -> None:
+    """Move the finished files to their names; the summary goes first and comes last."""
+    write_text(work / SUMMARY, summary.to_json())
+    (folder / SUMMARY).unlink(missing_ok=True)
+    fsync(folder)
+    for name in (LOG, USER_IDS, ITEM_IDS, QUARANTINE):
+        fsync(work / name)
+        os.replace(work / name, folder / name)
+    (folder / REFUSED).unlink(missing_ok=True)
+    fsync(folder)
+    os.replace(work / SUMMARY, folder / SUMMARY)
+    fsync(folder)
+
+
+def _reusable(folder: Path, contract: LogContract, inputs: dict[str, str]) -> LogSummary | None:
+    try:
+        stored = LogSummary.read(folder)
+    except LogError:
+        return None
+    same = sorted(stored.inputs.values()) == sorted(inputs.values())
+    whole = all((folder / name).is_file() for name in (LOG, USER_IDS, ITEM_IDS, QUARANTINE))
+    return stored if same and whole and stored.contract == contract else None
+
+
+def _silent(done: int, total: int) -> None:
+    pass

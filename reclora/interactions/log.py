@@ -1,0 +1,308 @@
+"""This file is the interaction log in memory: arrays of rows, laid out by segment and time."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from reclora.interactions.ids import IdMap
+from reclora.interactions.stored import read_log
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class UnknownCounts:
+    """What `Interactions.onto` dropped, because the other id maps do not know it."""
+
+    users: int
+    """Distinct users of the log that are unknown."""
+    items: int
+    """Distinct items of the log that are unknown."""
+    rows: int
+    """Rows dropped: those with an unknown user, an unknown item or both."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Interactions:
+    """n interactions in S segments; inside a segment they ascend by time, user row, item row."""
+
+    users: IdMap
+    """Ids of the user rows."""
+    items: IdMap
+    """Ids of the item rows."""
+    segment_names: tuple[str, ...]
+    """S names, unique."""
+    offsets: Rows
+    """S+1 positions: the rows of segment s are `offsets[s]:offsets[s + 1]`."""
+    user_rows: Rows
+    """n rows of `users`."""
+    item_rows: Rows
+    """n rows of `items`."""
+    timestamps: Rows
+    """n times in microseconds since 1970-01-01 UTC, ascending inside a segment."""
+    weights: NDArray[np.float32] | None = None
+    """n weights, or None where the log has none."""
+
+    def __post_init__(self) -> None:
+        _check_columns(self)
+        _check_offsets(self)
+        _check_rows("user_rows", self.user_rows, len(self.users))
+        _check_rows("item_rows", self.item_rows, len(self.items))
+        steps = np.flatnonzero(np.diff(self.timestamps) < 0) + 1
+        if not np.isin(steps, self.offsets).all():
+            raise ValueError(
+                "timestamps must ascend inside a segment; Interactions.from_arrays sorts them"
+            )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        *,
+        users: IdMap,
+        items: IdMap,
+        segment_names: Sequence[str],
+        segments: ArrayLike,
+        user_rows: ArrayLike,
+        item_rows: ArrayLike,
+        timestamps: ArrayLike,
+        weights: ArrayLike | None = None,
+    ) -> "Interactions":
+        """Sort n rows, given in any order, by (segment, timestamp, user row, item row).
+
+        Args:
+            users, items: the id maps that the rows are of.
+            segment_names: S unique names.
+            segments: n codes in 0..S-1, positions in `segment_names`.
+            user_rows, item_rows: n rows of `users` and of `items`.
+            timestamps: n integers, microseconds since 1970-01-01 UTC.
+            weights: n numbers, or None.
+
+        Raises:
+            IndexError: a row or code is out of range; names the column and the position.
+            TypeError: a column that must be integers is not.
+            ValueError: columns of different lengths, or a name twice.
+        """
+        columns = {
+            "segments": _integers("segments", segments),
+            "user_rows": _integers("user_rows", user_rows),
+            "item_rows": _integers("item_rows", item_rows),
+            "timestamps": _integers("timestamps", timestamps),
+        }
+        lengths = {name: column.shape for name, column in columns.items()}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"columns must be of one length, got {lengths}")
+        codes = columns.pop("segments")
+        # Before the sort, so that an error names the position that the caller knows.
+        _check_rows("segments", codes, len(segment_names))
+        _check_rows("user_rows", columns["user_rows"], len(users))
+        _check_rows("item_rows", columns["item_rows"], len(items))
+        keys = [codes, columns["timestamps"], columns["user_rows"], columns["item_rows"]]
+        if weights is not None:
+            weights = np.asarray(weights, np.float32)
+            keys.append(weights)
+        order = np.lexsort(keys[::-1])
+        return cls(
+            users,
+            items,
+            tuple(segment_names),
+            _offsets(codes, len(segment_names)),
+            **{name: column[order] for name, column in columns.items()},
+            weights=None if weights is None else weights[order],
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> "Interactions":
+        """Read the log that `prepare_log` laid out in `folder`, verifying page checksums.
+
+        It streams: beside the arrays and the id maps it holds one batch of rows.
+
+        Raises:
+            LogError: the folder holds no complete log; or a file is damaged, or of another log.
+        """
+        return cls(**read_log(folder))
+
+    def __len__(self) -> int:
+        """The number of interactions, n."""
+        return len(self.timestamps)
+
+    def __repr__(self) -> str:
+        counts = [
+            (len(self), "row"),
+            (len(self.users), "user"),
+            (len(self.items), "item"),
+            (self.num_segments, "segment"),
+        ]
+        parts = [f"{count:,} {word}{'s' if count != 1 else ''}" for count, word in counts]
+        if len(self):
+            first, last = np.array(
+                [self.timestamps.min(), self.timestamps.max()], "datetime64[us]"
+            ).astype("datetime64[D]")
+            parts.append(f"{first} to {last}")
+        return f"Interactions({', '.join(parts)})"
+
+    @property
+    def num_segments(self) -> int:
+        """The number of segments, S; some may have no row."""
+        return len(self.segment_names)
+
+    @property
+    def segment_rows(self) -> Rows:
+        """The segment of each of the n rows: its position in `segment_names`."""
+        return np.repeat(np.arange(self.num_segments), np.diff(self.offsets))
+
+    def select(self, chosen: NDArray[np.bool_] | Rows) -> "Interactions":
+        """Return some of the rows; id maps and segment names stay, also of segments left empty.
+
+        Args:
+            chosen: a mask of n, or ascending positions in 0..n-1, each at most once.
+
+        Raises:
+            IndexError: a mask of another length, or a position out of range.
+            ValueError: positions that do not ascend.
+        """
+        positions = self._positions(chosen)
+        return Interactions(
+            self.users,
+            self.items,
+            self.segment_names,
+            np.searchsorted(positions, self.offsets),
+            self.user_rows[positions],
+            self.item_rows[positions],
+            self.timestamps[positions],
+            None if self.weights is None else self.weights[positions],
+        )
+
+    def only(self, name: str) -> "Interactions":
+        """Return the rows of one segment, as a log of that segment alone.
+
+        Raises:
+            KeyError: no segment has that name; near names are offered.
+        """
+        if name not in self.segment_names:
+            near = difflib.get_close_matches(name, self.segment_names) or self.segment_names[:5]
+            raise KeyError(
+                f"no segment {name!r} in the log; near names: {', '.join(map(repr, near))}"
+            )
+        segment = self.segment_names.index(name)
+        rows = slice(self.offsets[segment], self.offsets[segment + 1])
+        return Interactions(
+            self.users,
+            self.items,
+            (name,),
+            self.offsets[segment : segment + 2] - self.offsets[segment],
+            self.user_rows[rows],
+            self.item_rows[rows],
+            self.timestamps[rows],
+            None if self.weights is None else self.weights[rows],
+        )
+
+    def pooled(self, name: str = "pooled") -> "Interactions":
+        """Return all rows as one segment, sorted by (timestamp, user row, item row)."""
+        return Interactions.from_arrays(
+            users=self.users,
+            items=self.items,
+            segment_names=(name,),
+            segments=np.zeros(len(self), np.int64),
+            user_rows=self.user_rows,
+            item_rows=self.item_rows,
+            timestamps=self.timestamps,
+            weights=self.weights,
+        )
+
+    def onto(self, users: IdMap, items: IdMap) -> tuple["Interactions", UnknownCounts]:
+        """Return the log on other id maps, such as a base model's, and what they do not know.
+
+        Rows whose user or item is unknown there are dropped and counted; segments stay, also empty.
+
+        Raises:
+            TypeError: one map holds strings, the other integers.
+        """
+        user_rows = users.rows_of(self.users.ids)[self.user_rows]
+        item_rows = items.rows_of(self.items.ids)[self.item_rows]
+        known = (user_rows >= 0) & (item_rows >= 0)
+        log = Interactions.from_arrays(
+            users=users,
+            items=items,
+            segment_names=self.segment_names,
+            segments=self.segment_rows[known],
+            user_rows=user_rows[known],
+            item_rows=item_rows[known],
+            timestamps=self.timestamps[known],
+            weights=None if self.weights is None else self.weights[known],
+        )
+        return log, UnknownCounts(
+            users=np.unique(self.user_rows[user_rows < 0]).size,
+            items=np.unique(self.item_rows[item_rows < 0]).size,
+            rows=int(np.count_nonzero(~known)),
+        )
+
+    def _positions(self, chosen: NDArray[np.bool_] | Rows) -> Rows:
+        if chosen.dtype == np.bool_:
+            if chosen.shape != (len(self),):
+                raise IndexError(f"a mask must be of shape ({len(self)},), got {chosen.shape}")
+            return np.flatnonzero(chosen)
+        positions = _integers("chosen", chosen)
+        _check_rows("chosen", positions, len(self))
+        if (np.diff(positions) <= 0).any():
+            raise ValueError("positions must ascend, each at most once; np.unique makes them so")
+        return positions
+
+
+def _offsets(segments: Rows, num_segments: int) -> Rows:
+    counts = np.bincount(segments, minlength=num_segments)
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def _integers(name: str, values: ArrayLike) -> Rows:
+    array = np.asarray(values)
+    if array.size and array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be integers, got {array.dtype}")
+    return array.astype(np.int64, copy=False)
+
+
+def _check_rows(name: str, rows: Rows, count: int) -> None:
+    wrong = np.flatnonzero((rows < 0) | (rows >= count))
+    if wrong.size:
+        raise IndexError(
+            f"{name} must be in 0..{count - 1}, got {rows[wrong[0]]} at position {wrong[0]}"
+        )
+
+
+def _check_columns(log: Interactions) -> None:
+    shape = (len(log.timestamps),)
+    for name in ("user_rows", "item_rows", "timestamps"):
+        column = getattr(log, name)
+        if column.dtype != np.int64 or column.shape != shape:
+            raise ValueError(
+                f"{name} must be int64 of shape {shape}, got {column.dtype} of {column.shape}"
+            )
+    weights = log.weights
+    if weights is not None:
+        if weights.dtype != np.float32 or weights.shape != shape:
+            raise ValueError(
+                f"weights must be float32 of shape {shape}, got {weights.dtype} of {weights.shape}"
+            )
+        wrong = np.flatnonzero(~(weights >= 0) | np.isinf(weights))
+        if wrong.size:
+            raise ValueError(
+                "weights must be finite and not negative, "
+                f"got {weights[wrong[0]]} at position {wrong[0]}"
+            )
+
+
+def _check_offsets(log: Interactions) -> None:
+    names = log.segment_names
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"segment names must be unique, got {twice!r} twice")
+    offsets = log.offsets
+    if offsets.dtype != np.int64 or offsets.shape != (len(names) + 1,):
+        raise ValueError(
+            f"offsets must be {len(names) + 1} int64, got {offsets.dtype} of {offsets.shape}"
+        )
+    if offsets[0] != 0 or offsets[-1] != len(log) or (np.diff(offsets) < 0).any():
+        raise ValueError(f"offsets must ascend from 0 to {len(log)}, got {offsets[:10]}...")

@@ -1,0 +1,11 @@
+"""The page of a run: did the adapters help, where, and how sure is that, in one HTML file.
+
+It opens offline, in light and dark, and prints. Everything on it is computed from the frames of
+`Report`. Names of segments, models and settings come from a log that anybody may have written: in
+the page they are inert text, whatever they spell.
+"""
+
+from reclora.report.contents import Report
+from reclora.report.page import write_report
+
+__all__ = ["Report", "write_report"]

@@ -1,0 +1,109 @@
+"""The contents of a run's page: frames of means and lifts, and what a reader needs beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+_COLUMNS = {
+    "means": ("scope", "segment", "model", "metric", "k", "users", "mean"),
+    "lifts": (
+        *("model", "baseline", "metric", "k", "scope", "segment", "users"),
+        *("baseline_mean", "model_mean", "difference", "low", "high", "verdict"),
+    ),
+    "segments": ("segment",),
+    "curves": ("model", "segment", "epoch", "value"),
+    "split": ("window", "first", "last", "rows", "users", "items"),
+}
+_KEY = ["model", "baseline", "metric", "k", "scope", "segment"]
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What the page of one run is made of.
+
+    The headline is the lift of `subject` over `baseline` on `metric`@`k`, all segments together.
+
+    Raises:
+        ValueError: a frame lacks a column; a lift is given twice, or its verdict contradicts its
+            interval; the headline comparison is not among the lifts.
+    """
+
+    title: str
+    run: str
+    """The run's id."""
+    subject: str
+    """The model that the page is about."""
+    baseline: str
+    """The model it is held against in the headline."""
+    metric: str
+    k: int
+    means: pd.DataFrame
+    """scope ("all" or "segment"), segment, model, metric, k, users, mean."""
+    lifts: pd.DataFrame
+    """model, baseline, metric, k, scope, segment, users, baseline_mean, model_mean, difference
+    (model less baseline), low, high (95 % paired bootstrap over users; NaN where there is none),
+    verdict: "better" only where low > 0, "worse" only where high < 0, or "cannot tell"."""
+    segments: pd.DataFrame
+    """segment, and any columns that say how large it is and how its adapter came out."""
+    curves: pd.DataFrame
+    """model, segment (empty for all together), epoch, value on validation; may be empty."""
+    split: pd.DataFrame
+    """window, first, last (timestamps), rows, users, items."""
+    data_quality: Mapping[str, int | str]
+    definitions: Mapping[str, str]
+    """Metric -> its formula and edge rule."""
+    settings: Mapping[str, Any]
+    """Resolved settings, nested."""
+    versions: Mapping[str, str]
+    repeat: str
+    """The command that gives these numbers again."""
+    notes: Sequence[str] = ()
+    """What a reader must know beside the numbers."""
+
+    def __post_init__(self) -> None:
+        for name, wanted in _COLUMNS.items():
+            _check_columns(name, getattr(self, name), wanted)
+        _check_lifts(self.lifts)
+        if len(self.headline("all")) != 1:
+            pairs = self.lifts[["model", "baseline", "metric", "k"]].drop_duplicates()
+            raise ValueError(
+                f"lifts need one row with scope 'all' for the headline {self.subject!r} over "
+                f"{self.baseline!r} on {self.metric}@{self.k}; they compare "
+                f"{list(pairs.itertuples(index=False, name=None))}"
+            )
+
+    def headline(self, scope: str) -> list[dict[str, Any]]:
+        """The lifts of the headline: one for scope "all", one a segment for scope "segment"."""
+        frame = self.lifts
+        chosen = (
+            (frame["model"] == self.subject)
+            & (frame["baseline"] == self.baseline)
+            & (frame["metric"] == self.metric)
+            & (frame["k"] == self.k)
+            & (frame["scope"] == scope)
+        )
+        return [{str(key): row[key] for key in row} for row in frame[chosen].to_dict("records")]
+
+
+def _check_columns(name: str, frame: pd.DataFrame, wanted: Sequence[str]) -> None:
+    missing = [column for column in wanted if column not in frame.columns]
+    if missing and not (name == "curves" and frame.empty):
+        raise ValueError(f"{name} need the columns {missing}; they have {list(frame.columns)}")
+
+
+def _check_lifts(lifts: pd.DataFrame) -> None:
+    twice = lifts[lifts.duplicated(_KEY)]
+    if len(twice):
+        raise ValueError(f"lifts give the same comparison twice: {twice[_KEY].iloc[0].to_dict()}")
+    better, worse = lifts["verdict"] == "better", lifts["verdict"] == "worse"
+    known = better | worse | (lifts["verdict"] == "cannot tell")
+    wrong = lifts[~known | (better & ~(lifts["low"] > 0)) | (worse & ~(lifts["high"] < 0))]
+    if len(wrong):
+        raise ValueError(
+            "a verdict must be better (only where low > 0), worse (only where high < 0) or "
+            f"cannot tell; it is not in {wrong.iloc[0].to_dict()}"
+        )

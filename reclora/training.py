@@ -1,0 +1,312 @@
+"""The one loop: every segment in one pass, each as if it trained alone.
+
+Per step, with b rows of each of G segments,
+
+    loss = sum_s  ( mean over the rows of s of loss(s+, s-)  +  l2 * mean squared change of the
+    rows used )
+
+and nothing but the sum joins the segments: row-wise Adagrad moves only rows with a gradient, and
+early stopping is a mask per segment. So training all segments together gives what training each
+alone gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reclora.bank import AdapterBank
+from reclora.batches import U64, Batch, segment_seeds, stratified_batches
+from reclora.deltas import TableDelta, WeightDelta
+from reclora.interactions import Interactions
+from reclora.losses import LOSSES
+from reclora.optim import RowwiseAdagrad
+from reclora.tower import all_scores, paired_scores
+
+VALIDATION_EPOCH = 1 << 20
+"""The epoch number that draws the validation negatives: fixed, and out of reach of training."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message names segment, epoch and what to change."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a bank is trained.
+
+    Raises:
+        ValueError: a number out of its range, named with the range.
+    """
+
+    loss: Literal["softmax", "bpr"] = "softmax"
+    """The objective, see `reclora.losses`."""
+    epochs: int = 20
+    """Passes over a segment's rows at the most; at least 1."""
+    patience: int = 3
+    """A segment stops after so many epochs without a better validation loss; at least 1."""
+    batch_rows: int = 64
+    """Rows of each segment in a step; at least 1."""
+    num_negatives: int = 64
+    """Negatives of each segment in a step, common to its rows; at least 1."""
+    rows_lr: float = 0.05
+    """Learning rate of the tables' factors; positive."""
+    bias_lr: float = 0.05
+    """Learning rate of the item bias, which often wants a larger one; positive."""
+    tower_lr: float = 0.01
+    """Learning rate of the tower's factors; positive."""
+    l2: float = 0.0
+    """Weight of the squared change of the vectors used, against the base; 0 or more."""
+    step_rows: int = 8192
+    """Rows in a step at the most, all segments together: memory follows it, results do not."""
+
+    def __post_init__(self) -> None:
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
+        for name in ("epochs", "patience", "batch_rows", "num_negatives", "step_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("rows_lr", "bias_lr", "tower_lr"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
+        if not 0 <= self.l2 < float("inf"):
+            raise ValueError(f"l2 must be 0 or more, got {self.l2}")
+
+
+@dataclass(frozen=True)
+class Training:
+    """What training did.
+
+    Attributes:
+        curves: segment, epoch (0 is before training), training_loss (NaN at 0), validation_loss
+            (NaN without).
+        best_epoch: per segment, the epoch whose numbers the bank holds now; 0 is the untouched
+            base.
+        steps: optimizer steps taken.
+    """
+
+    curves: pd.DataFrame
+    best_epoch: dict[str, int]
+    steps: int
+
+
+def train(
+    bank: AdapterBank,
+    log: Interactions,
+    config: TrainingConfig,
+    *,
+    validation: Interactions | None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Training:
+    """Train every segment of a bank on its part of a log, in place.
+
+    With a validation log each segment keeps its best epoch by validation loss (the objective on
+    the held-out rows against fixed negatives), the untouched base among them; a segment without
+    validation rows then stays at the base, since nothing could show that it helps. Without a
+    validation log every segment trains all epochs.
+
+    Args:
+        log, validation: on the base's id maps, with the bank's segments in the bank's order.
+        progress: told (epochs done, epochs at most) after every epoch.
+
+    Raises:
+        ValueError: the logs are not on the bank's id maps or segments.
+        TrainingError: a loss is not finite.
+    """
+    for part in (log, validation):
+        if part is not None:
+            _check_log(bank, part)
+    seeds_S = segment_seeds(seed, log)
+    optimizer = RowwiseAdagrad(_parameter_groups(bank, config), lr=config.rows_lr)
+    keeper = _Keeper(bank, log, config)
+    if validation is not None:
+        keeper.judge(
+            0, np.full(log.num_segments, np.nan), _held_out_loss(bank, validation, config, seeds_S)
+        )
+        keeper.active &= np.diff(validation.offsets) > 0
+    steps = 0
+    for epoch in range(1, config.epochs + 1):
+        active = np.flatnonzero(keeper.active)
+        if len(active) == 0:
+            break
+        totals_S = np.zeros(log.num_segments)
+        weights_S = np.zeros(log.num_segments)
+        for batch in stratified_batches(
+            log,
+            active,
+            seeds_S=seeds_S,
+            epoch=epoch,
+            batch_rows=config.batch_rows,
+            num_negatives=config.num_negatives,
+            segments_per_step=max(1, config.step_rows // config.batch_rows),
+        ):
+            optimizer.zero_grad(set_to_none=True)
+            loss_G, penalty_G = _losses(bank, batch, config)
+            (loss_G + config.l2 * penalty_G).sum().backward()
+            optimizer.step()
+            steps += 1
+            rows_G = batch.weight_GB.sum(1).numpy()
+            totals_S[batch.segments_G.numpy()] += loss_G.detach().numpy() * rows_G
+            weights_S[batch.segments_G.numpy()] += rows_G
+        training_loss = totals_S / np.where(weights_S > 0, weights_S, np.nan)
+        _check_finite(training_loss[active], active, log.segment_names, epoch)
+        if validation is None:
+            keeper.note(epoch, training_loss)
+        else:
+            keeper.judge(
+                epoch, training_loss, _held_out_loss(bank, validation, config, seeds_S, active)
+            )
+        if progress is not None:
+            progress(epoch, config.epochs)
+    keeper.restore()
+    return Training(keeper.curves(), keeper.best_epochs(), steps)
+
+
+def _losses(bank: AdapterBank, batch: Batch, config: TrainingConfig) -> tuple[Tensor, Tensor]:
+    """Per segment: the weighted mean loss of its rows, and the mean squared change of the vectors
+    used.
+    """
+    segments_G, weight_GB = batch.segments_G, batch.weight_GB
+    u_GBD, du_GBD = bank.users(batch.user_GB, segments_G)
+    p_GBD, dp_GBD = bank.items(batch.item_GB, segments_G)
+    n_GJD, dn_GJD = bank.items(batch.negative_GJ, segments_G)
+    positive_GB = (u_GBD * p_GBD).sum(-1) + bank.biases(batch.item_GB, segments_G)
+    negative_GBJ = u_GBD @ n_GJD.transpose(1, 2)
+    negative_GBJ = negative_GBJ + bank.biases(batch.negative_GJ, segments_G).unsqueeze(1)
+    layers = bank.layers(segments_G)
+    if layers:
+        positive_GB = positive_GB + paired_scores(layers, u_GBD, p_GBD)
+        negative_GBJ = negative_GBJ + all_scores(layers, u_GBD, n_GJD)
+    same_GBJ = batch.item_GB.unsqueeze(2) == batch.negative_GJ.unsqueeze(1)
+    loss_GB = LOSSES[config.loss](positive_GB, negative_GBJ.masked_fill(same_GBJ, -torch.inf))
+    share_GB = weight_GB / weight_GB.sum(1, keepdim=True).clamp(min=1e-12)
+    change_GB = du_GBD.square().sum(-1) + dp_GBD.square().sum(-1)
+    penalty_G = (share_GB * change_GB).sum(1) + dn_GJD.square().sum(-1).mean(1)
+    return (share_GB * loss_GB).sum(1), penalty_G
+
+
+@torch.no_grad()
+def _held_out_loss(
+    bank: AdapterBank,
+    validation: Interactions,
+    config: TrainingConfig,
+    seeds_S: U64,
+    active: NDArray[np.int64] | None = None,
+) -> NDArray[np.float64]:
+    """The objective on each segment's held-out rows; NaN where there are none or the segment is
+    not active.
+    """
+    totals = np.zeros(validation.num_segments)
+    weights = np.zeros(validation.num_segments)
+    for batch in stratified_batches(
+        validation,
+        np.arange(validation.num_segments) if active is None else active,
+        seeds_S=seeds_S,
+        epoch=VALIDATION_EPOCH,
+        batch_rows=config.batch_rows,
+        num_negatives=config.num_negatives,
+        segments_per_step=max(1, config.step_rows // config.batch_rows),
+    ):
+        loss_G, _ = _losses(bank, batch, config)
+        rows_G = batch.weight_GB.sum(1).numpy()
+        totals[batch.segments_G.numpy()] += loss_G.numpy() * rows_G
+        weights[batch.segments_G.numpy()] += rows_G
+    return totals / np.where(weights > 0, weights, np.nan)
+
+
+class _Keeper:
+    """Which segments still train, and the best numbers of each so far."""
+
+    def __init__(self, bank: AdapterBank, log: Interactions, config: TrainingConfig) -> None:
+        self._bank, self._names, self._patience = bank, log.segment_names, config.patience
+        self.active = np.diff(log.offsets) > 0
+        self._best_loss = np.full(len(self._names), np.inf)
+        self._best_epoch = np.zeros(len(self._names), dtype=np.int64)
+        self._best: list[tuple[TableDelta | WeightDelta, dict[str, Tensor]]] = []
+        self._rows: list[tuple[str, int, float, float]] = []
+
+    def note(self, epoch: int, training_loss: NDArray[np.float64]) -> None:
+        """No judge: the last epoch is the best."""
+        self._best_epoch[self.active] = epoch
+        self._record(epoch, training_loss, np.full(len(self._names), np.nan))
+
+    def judge(
+        self, epoch: int, training_loss: NDArray[np.float64], validation_loss: NDArray[np.float64]
+    ) -> None:
+        """Keep the numbers of the segments that got better; stop those whose patience is over."""
+        self._record(epoch, training_loss, validation_loss)
+        better = self.active & (validation_loss < self._best_loss)
+        self._best_loss[better], self._best_epoch[better] = validation_loss[better], epoch
+        if not self._best:
+            self._best = [
+                (delta, {name: p.detach().clone() for name, p in delta.named_parameters()})
+                for _, delta in self._bank.deltas()
+            ]
+        for delta, best in self._best:
+            for segment in np.flatnonzero(better):
+                for name, part in delta.slices(int(segment)).items():
+                    best[name][part] = delta.get_parameter(name).detach()[part]
+        self.active &= epoch - self._best_epoch < self._patience
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put every segment's best numbers back into the bank."""
+        for delta, best in self._best:
+            for name, numbers in best.items():
+                delta.get_parameter(name).copy_(numbers)
+
+    def _record(
+        self, epoch: int, training: NDArray[np.float64], validation: NDArray[np.float64]
+    ) -> None:
+        for s in np.flatnonzero(self.active):
+            self._rows.append((self._names[s], epoch, float(training[s]), float(validation[s])))
+
+    def curves(self) -> pd.DataFrame:
+        columns = ["segment", "epoch", "training_loss", "validation_loss"]
+        return pd.DataFrame(self._rows, columns=columns)
+
+    def best_epochs(self) -> dict[str, int]:
+        return {name: int(e) for name, e in zip(self._names, self._best_epoch, strict=True)}
+
+
+def _parameter_groups(bank: AdapterBank, config: TrainingConfig) -> list[dict[str, object]]:
+    rates = {
+        "user_table": config.rows_lr,
+        "item_table": config.rows_lr,
+        "item_bias": config.bias_lr,
+    }
+    return [
+        {"params": list(delta.parameters()), "lr": rates.get(name, config.tower_lr)}
+        for name, delta in bank.deltas()
+    ]
+
+
+def _check_log(bank: AdapterBank, log: Interactions) -> None:
+    if log.users != bank.base.users or log.items != bank.base.items:
+        raise ValueError(
+            "the log is not on the base's id maps; take log.onto(base.users, base.items)"
+        )
+    if log.segment_names != bank.segment_names:
+        raise ValueError(
+            f"the log's segments are not the bank's: {log.segment_names[:3]}... "
+            f"against {bank.segment_names[:3]}..."
+        )
+
+
+def _check_finite(
+    loss: NDArray[np.float64], segments: NDArray[np.int64], names: tuple[str, ...], epoch: int
+) -> None:
+    wrong = segments[~np.isfinite(loss)]
+    if len(wrong):
+        raise TrainingError(
+            f"the loss of segment {names[wrong[0]]!r} is not finite in epoch {epoch} "
+            f"({len(wrong)} segments in all): lower its learning rates"
+        )

@@ -1,0 +1,299 @@
+"""Tests of reclora.interactions.log: rows stay together through sorting, selecting, translating."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reclora.interactions import IdMap, Interactions, LogContract, LogError, prepare_log
+from reclora.interactions.log import UnknownCounts
+
+USERS, ITEMS = IdMap(["ann", "bob", "cid"]), IdMap([10, 20, 30, 40])
+NAMES = ("de", "empty", "fr")
+Row = tuple[int, int, int, int, float]
+ROWS = st.lists(
+    st.tuples(
+        st.integers(0, 2),
+        st.integers(0, 5),
+        st.integers(0, 2),
+        st.integers(0, 3),
+        st.floats(0, 1, width=32),
+    )
+)
+
+
+def make(rows: list[Row], **changes: Any) -> Interactions:
+    """Return the log of rows (segment, timestamp, user row, item row, weight)."""
+    columns = np.array([row[:4] for row in rows], np.int64).reshape(-1, 4).T
+    fields = dict(zip(("segments", "timestamps", "user_rows", "item_rows"), columns, strict=True))
+    weights = np.array([row[4] for row in rows], np.float32)
+    defaults = {"users": USERS, "items": ITEMS, "segment_names": NAMES, "weights": weights}
+    return Interactions.from_arrays(**{**defaults, **fields, **changes})
+
+
+def rows_of(log: Interactions) -> list[Row]:
+    weights = np.zeros(len(log)) if log.weights is None else log.weights
+    columns = [log.segment_rows, log.timestamps, log.user_rows, log.item_rows, weights]
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+@given(ROWS)
+def test_from_arrays_sorts_whole_rows(rows: list[Row]) -> None:
+    log = make(rows)
+    assert rows_of(log) == sorted(rows)
+    assert len(log) == len(rows)
+    assert log.num_segments == 3
+    for segment in range(3):
+        part = slice(log.offsets[segment], log.offsets[segment + 1])
+        assert (log.segment_rows[part] == segment).all()
+        assert part.stop - part.start == sum(row[0] == segment for row in rows)
+
+
+@given(ROWS, st.data())
+def test_select_by_mask_and_by_position_agree_with_a_loop(rows: list[Row], data: Any) -> None:
+    log = make(rows)
+    mask = data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
+    expected = [row for row, chosen in zip(sorted(rows), mask, strict=True) if chosen]
+    chosen = np.array(mask, np.bool_)
+    for selected in (log.select(chosen), log.select(np.flatnonzero(chosen))):
+        assert rows_of(selected) == expected
+        assert selected.segment_names == NAMES
+
+
+@given(ROWS)
+def test_only_takes_one_segment_and_pooled_takes_all(rows: list[Row]) -> None:
+    log = make(rows)
+    for segment, name in enumerate(NAMES):
+        assert rows_of(log.only(name)) == sorted((0, *row[1:]) for row in rows if row[0] == segment)
+        assert log.only(name).segment_names == (name,)
+    assert rows_of(log.pooled()) == sorted((0, *row[1:]) for row in rows)
+    assert log.pooled("all").segment_names == ("all",)
+
+
+@given(ROWS)
+def test_onto_keeps_ids_and_counts_what_is_unknown(rows: list[Row]) -> None:
+    log = make(rows)
+    users, items = IdMap(["zoe", "cid", "ann"]), IdMap([40, 5, 10])
+    moved, unknown = log.onto(users, items)
+
+    def ids(log: Interactions) -> list[tuple[Any, ...]]:
+        user_ids, item_ids = log.users.ids_of(log.user_rows), log.items.ids_of(log.item_rows)
+        columns = [user_ids.to_pylist(), item_ids.to_pylist(), log.segment_rows, log.timestamps]
+        return list(zip(*columns, strict=True))
+
+    known = [row for row in ids(log) if row[0] != "bob" and row[1] in (10, 40)]
+    assert sorted(ids(moved)) == sorted(known)
+    assert rows_of(moved) == sorted(rows_of(moved))
+    assert moved.segment_names == NAMES
+    assert unknown == UnknownCounts(
+        users=int(any(row[2] == 1 for row in rows)),
+        items=len({row[3] for row in rows} & {1, 2}),
+        rows=len(rows) - len(known),
+    )
+
+
+def test_onto_an_extended_map_loses_nothing() -> None:
+    log = make([(0, 0, 0, 0, 1.0), (2, 1, 2, 3, 1.0)])
+    users = IdMap(["bob"]).extended(log.users.ids)
+    moved, unknown = log.onto(users, log.items)
+    assert unknown == UnknownCounts(0, 0, 0)
+    assert users.ids_of(moved.user_rows).to_pylist() == ["ann", "cid"]
+
+
+def test_onto_ids_of_another_type_is_an_error() -> None:
+    with pytest.raises(TypeError, match="int64"):
+        make([(0, 0, 0, 0, 1.0)]).onto(IdMap([1]), ITEMS)
+
+
+def test_without_weights_there_are_none_anywhere() -> None:
+    log = make([(0, 0, 0, 0, 1.0), (2, 1, 1, 1, 1.0)], weights=None)
+    parts = [
+        log,
+        log.pooled(),
+        log.only("fr"),
+        log.select(np.array([1])),
+        log.onto(USERS, ITEMS)[0],
+    ]
+    assert all(part.weights is None for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"user_rows": [0, 3]}, IndexError, r"user_rows must be in 0\.\.2, got 3 at position 1"),
+        ({"user_rows": [-1, 0]}, IndexError, "user_rows .* got -1 at position 0"),
+        ({"item_rows": [0, 4]}, IndexError, r"item_rows must be in 0\.\.3, got 4 at position 1"),
+        ({"segments": [0, 3]}, IndexError, r"segments must be in 0\.\.2, got 3 at position 1"),
+        ({"segments": [0, -1]}, IndexError, "segments .* got -1"),
+        ({"user_rows": [0.0, 1.0]}, TypeError, "user_rows must be integers, got float64"),
+        ({"timestamps": [0]}, ValueError, "one length"),
+        ({"weights": [1.0]}, ValueError, "weights must be of shape"),
+        ({"weights": [1.0, np.nan]}, ValueError, "weights must be finite"),
+        ({"weights": [-1.0, 1.0]}, ValueError, "weights must be finite and not negative"),
+        ({"segment_names": ("a", "b", "a")}, ValueError, "'a' twice"),
+    ],
+)
+def test_what_is_no_log_is_refused(
+    changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        make([(0, 0, 0, 0, 1.0), (0, 1, 0, 0, 1.0)], **changes)
+
+
+def test_the_constructor_checks_what_from_arrays_makes() -> None:
+    zeros = np.zeros(2, np.int64)
+    good: dict[str, Any] = {
+        "users": USERS,
+        "items": ITEMS,
+        "segment_names": ("a", "b"),
+        "offsets": np.array([0, 1, 2]),
+        "user_rows": zeros,
+        "item_rows": zeros,
+        # Between segments time may step back.
+        "timestamps": np.array([5, 3]),
+    }
+    Interactions(**good)
+    for changes, message in [
+        ({"offsets": np.array([0, 2, 2])}, "timestamps must ascend inside a segment"),
+        ({"offsets": np.array([0, 2])}, "offsets must be 3 int64"),
+        ({"offsets": np.array([0, 1, 1])}, "ascend from 0 to 2"),
+        ({"offsets": np.array([0, 3, 2])}, "ascend from 0 to 2"),
+        ({"user_rows": zeros[:1]}, "user_rows must be int64 of shape"),
+        ({"item_rows": zeros.astype(np.int32)}, "item_rows must be int64"),
+        ({"weights": np.zeros(2)}, "weights must be float32"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Interactions(**{**good, **changes})
+
+
+@pytest.mark.parametrize(
+    ("chosen", "error", "message"),
+    [
+        ([True], IndexError, "mask must be of shape"),
+        ([0, 2], IndexError, "got 2 at position 1"),
+        ([-1, 0], IndexError, "got -1 at position 0"),
+        ([1, 0], ValueError, "must ascend"),
+        ([0, 0], ValueError, "each at most once"),
+        ([0.0], TypeError, "integers"),
+    ],
+)
+def test_a_selection_out_of_bounds_is_refused(
+    chosen: list[Any], error: type[Exception], message: str
+) -> None:
+    log = make([(0, 0, 0, 0, 1.0), (0, 1, 0, 0, 1.0)])
+    with pytest.raises(error, match=message):
+        log.select(np.array(chosen))
+
+
+def test_an_unknown_segment_is_an_error_with_near_names() -> None:
+    with pytest.raises(KeyError, match="no segment 'emty'.*'empty'"):
+        make([]).only("emty")
+
+
+def test_repr_says_what_it_holds() -> None:
+    day = 86_400 * 10**6
+    log = make([(0, 10_000 * day, 0, 0, 1.0), (2, 10_001 * day - 1, 1, 1, 1.0)])
+    assert repr(log) == (
+        "Interactions(2 rows, 3 users, 4 items, 3 segments, 1997-05-19 to 1997-05-19)"
+    )
+    assert repr(make([])) == "Interactions(0 rows, 3 users, 4 items, 3 segments)"
+
+
+START = 1_700_000_000_000_000
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=4)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.tuples(TEXT, st.integers(-(2**63), 2**63 - 1), st.integers(0, 9), TEXT), min_size=1)
+)
+def test_read_returns_what_was_laid_out(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[Any, ...]]
+) -> None:
+    folder = tmp_path_factory.mktemp("l")
+    user_ids, item_ids, times, segments = zip(*rows, strict=True)
+    table = pa.table(
+        {
+            "user_id": pa.array(user_ids),
+            "item_id": pa.array(item_ids, pa.int64()),
+            "timestamp": pa.array([START + time for time in times], pa.timestamp("us")),
+            "segment": pa.array(segments),
+            "weight": pa.array([time / 8 for time in times]),
+            "label": pa.array([1] * len(rows)),
+        }
+    )
+    pq.write_table(table, folder / "in")
+    prepare_log([folder / "in"], folder / "log", LogContract(duplicates="exact"))
+    log = Interactions.read(folder / "log")
+    found = zip(
+        log.users.ids_of(log.user_rows).to_pylist(),
+        log.items.ids_of(log.item_rows).to_pylist(),
+        (log.timestamps - START).tolist(),
+        [log.segment_names[segment] for segment in log.segment_rows],
+        strict=True,
+    )
+    assert list(found) == sorted(
+        set(rows), key=lambda r: (r[3].encode(), r[2], r[0].encode(), r[1])
+    )
+    assert log.weights is not None
+    assert log.weights.tolist() == ((log.timestamps - START) / 8).tolist()
+    assert rows_of(log) == sorted(rows_of(log))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    table = pa.table(
+        {
+            "user_id": [f"u{i % 50}" for i in range(500)],
+            "item_id": [i % 70 for i in range(500)],
+            "timestamp": pa.array(range(START, START + 500), pa.timestamp("us")),
+            "segment": [f"s{i % 3}" for i in range(500)],
+        }
+    )
+    pq.write_table(table, tmp_path / "in")
+    prepare_log([tmp_path / "in"], tmp_path / "log", LogContract(duplicates="exact"))
+    return tmp_path / "log"
+
+
+def test_read_refuses_a_folder_without_a_complete_log(folder: Path) -> None:
+    assert len(Interactions.read(folder)) == 500
+    (folder / "summary.json").unlink()
+    with pytest.raises(LogError, match=r"summary\.json is missing"):
+        Interactions.read(folder)
+
+
+@pytest.mark.parametrize("name", ["log.parquet", "user_ids.parquet", "item_ids.parquet"])
+def test_read_refuses_damaged_and_missing_files(folder: Path, name: str) -> None:
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 4] ^= 8
+    (folder / name).write_bytes(data)
+    with pytest.raises(LogError, match="damaged"):
+        Interactions.read(folder)
+    (folder / name).unlink()
+    with pytest.raises(LogError, match=name):
+        Interactions.read(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.slice(1), "expected 500 rows, got 499"),
+        (lambda t: t.take(pa.array(range(499, -1, -1))), "sorted by segment"),
+        (lambda t: t.set_column(3, "segment", pa.array(["new"] * 500)), "row 0: segment is in no"),
+        (lambda t: t.set_column(0, "user_id", pa.array(["new"] * 500)), "row 0: user_id is in no"),
+        (lambda t: t.set_column(0, "user_id", pa.array([1] * 500)), "holds large_string ids"),
+        (lambda t: t.drop_columns("item_id"), "item_id"),
+    ],
+)
+def test_read_refuses_files_that_do_not_belong_together(
+    folder: Path, change: Any, message: str
+) -> None:
+    table = pq.read_table(folder / "log.parquet")
+    pq.write_table(change(table), folder / "log.parquet")
+    with pytest.raises(LogError, match=message):
+        Interactions.read(folder)

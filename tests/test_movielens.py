@@ -1,0 +1,358 @@
+"""MovieLens as a log: taken whole or not at all, read alike from each published form."""
+
+import csv
+import subprocess
+import sys
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reclora.datasets.movielens import (
+    AGE_GROUPS,
+    OCCUPATIONS,
+    SEGMENT_BY,
+    MovieLensError,
+    fetch,
+    read,
+    write_log,
+)
+
+from reclora.files import read_parquet
+from reclora.interactions import LogContract, prepare_log
+
+FILES = ("ml-100k.inter", "ml-100k.user", "ml-100k.item")
+AGE_CODES = (1, 18, 25, 35, 45, 50, 56)
+
+
+@pytest.fixture(scope="session")
+def ml_100k() -> Path:
+    """The real files, taken once and kept with what else is built."""
+    return fetch(Path(__file__).parents[1] / "build" / "movielens")
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A sound data set of three users in the form of MovieLens 1M."""
+    (tmp_path / "ratings.dat").write_text("1::10::5::978300760\n2::10::3::978300761\n3::7::1::0\n")
+    (tmp_path / "users.dat").write_text("1::F::1::10::48067\n2::M::56::16::70072\n3::M::25::0::1\n")
+    return tmp_path
+
+
+def rows_of(path: Path) -> list[list[str]]:
+    """The lines of one of RecBole's files, without their header."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
+
+
+def write_rows(path: Path, separator: str, rows: list[list[str]]) -> None:
+    path.write_text("".join(separator.join(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def age_group_of(age: int) -> str:
+    for low, name in reversed(list(zip(AGE_CODES, AGE_GROUPS, strict=True))):
+        if age >= low:
+            return name
+    raise ValueError(age)
+
+
+def use_only(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let pip see no index, only the packages in one folder."""
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+
+
+def make_package(folder: Path, contents: dict[str, bytes]) -> None:
+    """Make an installable package of the name and version that `fetch` asks for."""
+    about = "recbole-1.2.1.dist-info"
+    with zipfile.ZipFile(folder / "recbole-1.2.1-py3-none-any.whl", "w") as package:
+        for name, data in contents.items():
+            package.writestr(f"recbole/dataset_example/ml-100k/{name}", data)
+        package.writestr(
+            f"{about}/METADATA", "Metadata-Version: 2.1\nName: recbole\nVersion: 1.2.1\n"
+        )
+        package.writestr(
+            f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        package.writestr(f"{about}/RECORD", "")
+
+
+def test_the_log_of_the_real_files(ml_100k: Path) -> None:
+    table = read(ml_100k, "all")
+    assert table.schema.equals(
+        pa.schema(
+            {
+                "user_id": pa.int64(),
+                "item_id": pa.int64(),
+                "timestamp": pa.timestamp("us", tz="UTC"),
+                "segment": pa.string(),
+                "label": pa.float64(),
+            }
+        )
+    )
+    assert table.num_rows == 100_000
+    assert len(table["user_id"].unique()) == 943
+    assert len(table["item_id"].unique()) == 1682
+    assert set(table["segment"].to_pylist()) == {"all"}
+    for row, line in zip(table.to_pylist(), rows_of(ml_100k / "ml-100k.inter"), strict=True):
+        found = (row["user_id"], row["item_id"], row["label"], row["timestamp"].timestamp())
+        assert found == tuple(float(value) for value in line)
+
+
+def test_segments_of_the_real_files(ml_100k: Path) -> None:
+    users = {int(row[0]): row for row in rows_of(ml_100k / "ml-100k.user")}
+    expected = {
+        "age_group": lambda row: age_group_of(int(row[1])),
+        "gender": lambda row: row[2],
+        "occupation": lambda row: row[3],
+    }
+    for segment_by, segment_of in expected.items():
+        table = read(ml_100k, segment_by)
+        user_ids = table["user_id"].to_pylist()
+        assert table["segment"].to_pylist() == [segment_of(users[user]) for user in user_ids]
+    groups = Counter(read(ml_100k, "age_group")["segment"].to_pylist())
+    assert groups == {
+        "Under 18": 2491,
+        "18-24": 24060,
+        "25-34": 35444,
+        "35-44": 19591,
+        "45-49": 6890,
+        "50-55": 6534,
+        "56+": 4990,
+    }
+
+
+def test_raw_100k_reads_the_same(ml_100k: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "u.data", "\t", rows_of(ml_100k / "ml-100k.inter"))
+    write_rows(tmp_path / "u.user", "|", rows_of(ml_100k / "ml-100k.user"))
+    for segment_by in SEGMENT_BY:
+        assert read(tmp_path, segment_by).equals(read(ml_100k, segment_by))
+
+
+def test_the_form_of_1m_reads_the_same(ml_100k: Path, tmp_path: Path) -> None:
+    write_rows(tmp_path / "ratings.dat", "::", rows_of(ml_100k / "ml-100k.inter"))
+    users = []
+    for number, (user, age, gender, _, zip_code) in enumerate(rows_of(ml_100k / "ml-100k.user")):
+        code = AGE_CODES[AGE_GROUPS.index(age_group_of(int(age)))]
+        users.append([user, gender, str(code), str(number % len(OCCUPATIONS)), zip_code])
+    write_rows(tmp_path / "users.dat", "::", users)
+    for segment_by in ("all", "age_group", "gender"):
+        assert read(tmp_path, segment_by).equals(read(ml_100k, segment_by))
+    table = read(tmp_path, "occupation")
+    named = dict(zip(table["user_id"].to_pylist(), table["segment"].to_pylist(), strict=True))
+    assert named == {int(row[0]): OCCUPATIONS[int(row[3])] for row in users}
+
+
+def test_latest_reads_the_same_and_knows_no_users(ml_100k: Path, tmp_path: Path) -> None:
+    rows = [["userId", "movieId", "rating", "timestamp"], *rows_of(ml_100k / "ml-100k.inter")]
+    write_rows(tmp_path / "ratings.csv", ",", rows)
+    assert read(tmp_path, "all").equals(read(ml_100k, "all"))
+    for segment_by in ("age_group", "gender", "occupation"):
+        with pytest.raises(MovieLensError, match='without attributes of users.*segment_by="all"'):
+            read(tmp_path, segment_by)
+
+
+def test_half_stars_and_windows_line_ends_are_read(tmp_path: Path) -> None:
+    (tmp_path / "ratings.csv").write_bytes(
+        b"userId,movieId,rating,timestamp\r\n1,2,0.5,964982703\r\n1,3,4.5,964982703"
+    )
+    assert read(tmp_path, "all")["label"].to_pylist() == [0.5, 4.5]
+
+
+def test_the_published_codes_and_names(small: Path) -> None:
+    assert read(small, "age_group")["segment"].to_pylist() == ["Under 18", "56+", "25-34"]
+    names = ["K-12 student", "self-employed", "other"]
+    assert read(small, "occupation")["segment"].to_pylist() == names
+    assert (len(OCCUPATIONS), OCCUPATIONS[1], OCCUPATIONS[20]) == (
+        21,
+        "academic/educator",
+        "writer",
+    )
+
+
+@given(age=st.integers(1, 120))
+def test_each_age_falls_into_the_group_that_names_it(
+    tmp_path_factory: pytest.TempPathFactory, age: int
+) -> None:
+    folder = tmp_path_factory.mktemp("age")
+    (folder / "u.data").write_text("1\t1\t3\t881250949\n")
+    (folder / "u.user").write_text(f"1|{age}|F|writer|0\n")
+    assert read(folder, "age_group")["segment"].to_pylist() == [age_group_of(age)]
+
+
+def test_write_log_writes_the_table(small: Path, tmp_path: Path) -> None:
+    out = write_log(small, tmp_path / "logs" / "log.parquet", "gender")
+    assert read_parquet(out).equals(read(small, "gender"))
+    assert [file.name for file in out.parent.iterdir()] == ["log.parquet"]
+
+
+def test_the_written_log_keeps_the_contract(ml_100k: Path, tmp_path: Path) -> None:
+    log = write_log(ml_100k, tmp_path / "raw.parquet", "occupation")
+    summary = prepare_log([log], tmp_path / "log", LogContract())
+    assert (summary.rows_kept, summary.quarantined, summary.duplicates) == (100_000, {}, 0)
+    assert len(summary.segments) == 21
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("ratings.dat", "1::10::5::978300760\n2::10::3\n", "ratings.dat:2: malformed line"),
+        ("ratings.dat", "1::10::5::978300760\n2::x::3::9\n", "ratings.dat:2: .*invalid value 'x'"),
+        ("ratings.dat", "1::10::5::978300760\n\n2::1::3::9\n", "ratings.dat:2: malformed line"),
+        ("ratings.dat", "1::10::::978300760\n", "ratings.dat:1: malformed line"),
+        ("ratings.dat", "1:10:5:978300760\n", "ratings.dat:1: malformed line"),
+        ("ratings.dat", "1::10::nan::978300760\n", "ratings.dat:1: .*rating from 0.5 to 5"),
+        ("ratings.dat", "1::10::5::9\n2::10::6::9\n", "ratings.dat:2: .*rating from 0.5 to 5"),
+        ("ratings.dat", "0::10::5::9\n", "ratings.dat:1: .*positive user id"),
+        ("ratings.dat", "1::-1::5::9\n", "ratings.dat:1: .*positive item id"),
+        ("ratings.dat", "1::1::5::978300760000\n", "ratings.dat:1: .*seconds since 1970"),
+        ("ratings.dat", "1::1::5::-1\n", "ratings.dat:1: .*seconds since 1970"),
+        ("ratings.dat", "", "ratings.dat: expected lines, found none"),
+        ("ratings.dat", "4::1::5::9\n", "user 4 of .*ratings.dat is not in .*users.dat"),
+        ("users.dat", "1::F::1::10::1\n2::M::56::16\n", "users.dat:2: malformed line"),
+        ("users.dat", "1::F::1::10::1\n1::M::56::16::1\n", "users.dat:2: .*a user that no line"),
+        ("users.dat", "1::F::1::21::48067\n", "users.dat:1: .*occupation code from 0 to 20"),
+    ],
+)
+def test_a_malformed_line_is_named(small: Path, name: str, text: str, message: str) -> None:
+    (small / name).write_text(text)
+    with pytest.raises(MovieLensError, match=message):
+        read(small, "occupation")
+
+
+@pytest.mark.parametrize(
+    ("user", "segment_by", "message"),
+    [
+        ("1|0|F|writer|1", "age_group", "u.user:1: .*age from 1 to 120"),
+        ("1|30|X|writer|1", "gender", "u.user:1: .*gender of F or M"),
+        ("1|30|F||1", "occupation", "u.user:1: .*an occupation"),
+        ("1|30|F|writer|1|9", "gender", "u.user:1: malformed line"),
+    ],
+)
+def test_a_malformed_user_is_named(
+    tmp_path: Path, user: str, segment_by: str, message: str
+) -> None:
+    (tmp_path / "u.data").write_text("1\t1\t3\t881250949\n")
+    (tmp_path / "u.user").write_text(user + "\n")
+    with pytest.raises(MovieLensError, match=message):
+        read(tmp_path, segment_by)
+
+
+@pytest.mark.parametrize("name", ["ml-100k.inter", "ratings.csv"])
+def test_a_line_is_counted_with_the_header(tmp_path: Path, name: str) -> None:
+    separator, header = {
+        "ml-100k.inter": ("\t", "user_id:token\titem_id:token\trating:float\ttimestamp:float"),
+        "ratings.csv": (",", "userId,movieId,rating,timestamp"),
+    }[name]
+    good = separator.join("1 2 3 881250949".split())
+    for bad in ("1", separator.join("1 2 9 881250949".split())):
+        (tmp_path / name).write_text("\n".join([header, good, bad, good]))
+        with pytest.raises(MovieLensError, match=f"{name}:3: malformed line"):
+            read(tmp_path, "all")
+    (tmp_path / name).write_text(good + "\n")
+    with pytest.raises(MovieLensError, match=f"{name}:1: expected the header"):
+        read(tmp_path, "all")
+    (tmp_path / name).write_text(header + "\n")
+    with pytest.raises(MovieLensError, match=f"{name}: expected ratings, found none"):
+        read(tmp_path, "all")
+
+
+def test_an_unknown_segmentation_is_refused_with_the_nearest(small: Path) -> None:
+    with pytest.raises(MovieLensError, match="got 'age'; did you mean 'age_group'"):
+        read(small, "age")
+
+
+def test_a_folder_without_or_with_two_data_sets_is_refused(small: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(MovieLensError, match="expected one of ml-100k.inter, .*found none"):
+        read(empty, "all")
+    (small / "u.data").write_text("1\t1\t3\t881250949\n")
+    with pytest.raises(MovieLensError, match="found u.data and ratings.dat; leave one"):
+        read(small, "all")
+
+
+def test_users_are_needed_only_for_segments_of_users(small: Path) -> None:
+    (small / "users.dat").unlink()
+    assert read(small, "all").num_rows == 3
+    with pytest.raises(MovieLensError, match="users.dat to segment by 'gender'"):
+        read(small, "gender")
+
+
+def test_fetch_reuses_files_without_a_network(
+    ml_100k: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_only(monkeypatch, tmp_path)
+    before = {name: (ml_100k / name).stat().st_mtime_ns for name in FILES}
+    assert fetch(ml_100k) == ml_100k
+    assert {name: (ml_100k / name).stat().st_mtime_ns for name in FILES} == before
+
+
+def test_fetch_takes_only_what_is_missing(
+    ml_100k: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages, folder = tmp_path / "packages", tmp_path / "new" / "ml-100k"
+    packages.mkdir()
+    make_package(packages, {name: (ml_100k / name).read_bytes() for name in FILES})
+    use_only(monkeypatch, packages)
+    fetch(folder)
+    assert sorted(file.name for file in folder.iterdir()) == sorted(FILES)
+    assert read(folder, "gender").equals(read(ml_100k, "gender"))
+    kept = (folder / "ml-100k.inter").stat().st_mtime_ns
+    (folder / "ml-100k.user").unlink()
+    fetch(folder)
+    assert (folder / "ml-100k.user").read_bytes() == (ml_100k / "ml-100k.user").read_bytes()
+    assert (folder / "ml-100k.inter").stat().st_mtime_ns == kept
+
+
+def test_fetch_refuses_a_changed_file(ml_100k: Path, tmp_path: Path) -> None:
+    for name in FILES:
+        (tmp_path / name).write_bytes((ml_100k / name).read_bytes())
+    changed = tmp_path / "ml-100k.user"
+    changed.write_bytes(changed.read_bytes().replace(b"technician", b"Technician", 1))
+    with pytest.raises(MovieLensError, match="ml-100k.user is not .*4f6700.*, got .*; delete it"):
+        fetch(tmp_path)
+
+
+@pytest.mark.parametrize("lacking", [False, True])
+def test_fetch_refuses_a_changed_package(
+    ml_100k: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: bool
+) -> None:
+    packages, folder = tmp_path / "packages", tmp_path / "new"
+    packages.mkdir()
+    contents = {name: (ml_100k / name).read_bytes() for name in FILES}
+    if lacking:
+        del contents["ml-100k.inter"]
+    else:
+        contents["ml-100k.inter"] += b"1\t1\t1\t1\n"
+    make_package(packages, contents)
+    use_only(monkeypatch, packages)
+    message = "ml-100k.inter in .* not there" if lacking else "ml-100k.inter in .*4edb74e.*got"
+    with pytest.raises(MovieLensError, match=message):
+        fetch(folder)
+    assert list(folder.iterdir()) == []
+
+
+def test_fetch_without_a_network_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_only(monkeypatch, tmp_path)
+    with pytest.raises(MovieLensError) as caught:
+        fetch(tmp_path / "new")
+    message = str(caught.value)
+    for part in (
+        "pip download",
+        "recbole==1.2.1",
+        "exit code 1",
+        "name a folder that has the files",
+    ):
+        assert part in message
+
+
+def test_reading_a_log_imports_no_torch() -> None:
+    program = "import sys, reclora.datasets.movielens; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)

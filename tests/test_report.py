@@ -1,0 +1,409 @@
+"""Tests of reclora/report: what the page says, and that no name can make it do anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reclora.report import Report, write_report
+from reclora.report.text import interval, label, number, percent, short, shown, signed
+
+MODELS = {
+    "per-segment adapters": 0.1234,
+    "recent popularity": 0.1229,
+    "pooled adapter": 0.1178,
+    "frozen base": 0.1100,
+    "segment popularity": 0.0712,
+}
+SUBJECT, BASELINE = "per-segment adapters", "frozen base"
+NAMES = ("student", "engineer", "executive", "librarian", "programmer", "retired", "writer")
+HOSTILE = (
+    "</script><script>document.title='run'</script>",
+    "<img src=x onerror=\"document.title='run'\">",
+    "{{7*7}}{% raw %}",
+    "$\\frac{1}{2}$",
+    "\u202eevil\u2066",
+    "👩‍🚀 <b>bold</b><a href='javascript:document.title=1'>x</a> %{y} &lt;",
+    "\x00\n\t'\"`;--",
+    "x" * 4096,
+)
+
+
+def verdict(low: float, high: float) -> str:
+    return "better" if low > 0 else "worse" if high < 0 else "cannot tell"
+
+
+def lift_row(model: str, baseline: str, segment: str | None, **numbers: Any) -> dict[str, Any]:
+    row = {"metric": "ndcg", "k": 10, "scope": "segment" if segment else "all", "users": 943}
+    row |= {"model": model, "baseline": baseline, "segment": segment, **numbers}
+    row.setdefault("difference", row["model_mean"] - row["baseline_mean"])
+    row["verdict"] = verdict(row["low"], row["high"])
+    return row
+
+
+def segment_lifts(names: tuple[str, ...]) -> list[dict[str, Any]]:
+    random = np.random.default_rng(7)
+    rows = []
+    for i, name in enumerate(names):
+        base, lift = 0.09 + 0.04 * random.random(), 0.02 - 0.006 * (i % 7)
+        users = int(random.integers(20, 190))
+        half = 0.09 / users**0.5
+        bounds = {"low": lift - half, "high": lift + half}
+        means = {"baseline_mean": base, "model_mean": base + lift}
+        rows.append(lift_row(SUBJECT, BASELINE, name, users=users, **means, **bounds))
+    return rows
+
+
+def overall_lifts() -> list[dict[str, Any]]:
+    pairs = [(SUBJECT, other) for other in MODELS if other != SUBJECT]
+    pairs += [(model, BASELINE) for model in MODELS if model not in (SUBJECT, BASELINE)]
+    rows = []
+    for model, baseline in pairs:
+        means = {"model_mean": MODELS[model], "baseline_mean": MODELS[baseline]}
+        lift = MODELS[model] - MODELS[baseline]
+        rows.append(lift_row(model, baseline, None, **means, low=lift - 0.0033, high=lift + 0.0033))
+    return rows
+
+
+def example_means(lifts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for metric, k, share in (("ndcg", 10, 1.0), ("ndcg", 20, 1.1), ("recall", 10, 0.8)):
+        common = {"metric": metric, "k": k}
+        for model, mean in MODELS.items():
+            whole = {"scope": "all", "segment": "", "users": 943, "mean": mean * share}
+            rows.append({**common, "model": model, **whole})
+            for lift in lifts:
+                part = {"scope": "segment", "segment": lift["segment"], "users": lift["users"]}
+                ratio = mean / MODELS[BASELINE] * lift["baseline_mean"]
+                rows.append({**common, "model": model, **part, "mean": ratio * share})
+    return rows
+
+
+def example(names: tuple[str, ...] = NAMES) -> Report:
+    """A report whose headline is .1234 over .1100: +.0134 [.0101, .0167]."""
+    lifts = segment_lifts(names)
+    sizes = [
+        {"segment": name, "train_rows": 900 * (i + 1), "test_users": 9, "best_epoch": i or None}
+        for i, name in enumerate(names)
+    ]
+    curves = [
+        {"model": SUBJECT, "segment": name, "epoch": epoch, "value": 0.1 + 0.01 * i + 0.02 / epoch}
+        for i, name in enumerate(names[:60])
+        for epoch in range(1, 9)
+    ]
+    windows = ("pretrain", "adapt", "validation", "test")
+    days = pd.date_range("1997-09-20", periods=5, freq="40D", tz="UTC")
+    return Report(
+        title="reclora on MovieLens 100K, a segment an occupation",
+        run="1997-ml100k",
+        subject=SUBJECT,
+        baseline=BASELINE,
+        metric="ndcg",
+        k=10,
+        means=pd.DataFrame(example_means(lifts)),
+        lifts=pd.DataFrame(overall_lifts() + lifts),
+        segments=pd.DataFrame(sizes),
+        curves=pd.DataFrame(curves),
+        split=pd.DataFrame(
+            {"window": windows, "first": days[:-1], "last": days[1:], "rows": 25_000}
+            | {"users": 943, "items": 1682}
+        ),
+        data_quality={"rows read": 100_000, "duplicates": 0, "quarantine": "none"},
+        definitions={"ndcg@k": "binary gain, log2, ideal over min(k, |relevant|)"},
+        settings={"training": {"seed": 0, "rank": 8, "rates": [0.003, 0.03]}, "note": None},
+        versions={"torch": "2.13.0"},
+        repeat="reclora demo --segment occupation",
+        notes=["One seed and one cut in time."],
+    )
+
+
+class Page(HTMLParser):
+    """The page as a parser sees it: text outside scripts, tags, and contents of scripts."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.words: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[tuple[str | None, str]] = []
+        self._inside = ""
+        self.feed(source)
+        self.close()
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag
+        if tag == "script":
+            self.scripts.append((dict(attrs).get("type"), ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "script":
+            self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
+        elif self._inside != "style":
+            self.words.append(data)
+
+    def figures(self) -> list[dict[str, Any]]:
+        return [json.loads(text) for kind, text in self.scripts if kind == "application/json"]
+
+
+def page_of(report: Report, folder: Path) -> Page:
+    return Page(write_report(folder / "report.html", report).read_text(encoding="utf-8"))
+
+
+def with_lift(report: Report, change: Callable[[pd.DataFrame], None]) -> Report:
+    lifts = report.lifts.copy()
+    change(lifts)
+    return replace(report, lifts=lifts)
+
+
+def test_first_screen_says_whether_where_and_how_sure(tmp_path: Path) -> None:
+    text = page_of(example(), tmp_path).text
+    assert (
+        "NDCG@10 of per-segment adapters is .1234, of frozen base .1100: +.0134 (+12.2 %) "
+        "[.0101, .0167] over 943 users: better ." in text
+    )
+    verdicts = example().lifts.query("scope == 'segment'")["verdict"].value_counts()
+    counts = [verdicts[word] for word in ("better", "worse", "cannot tell")]
+    assert "{} of 7 segments better , {} worse , {} cannot tell .".format(*counts) in text
+    assert "Better than pooled adapter, segment popularity." in text
+    assert "Cannot be told apart from recent popularity." in text
+
+
+def test_a_loss_is_said_as_plainly(tmp_path: Path) -> None:
+    report = replace(example(), subject="segment popularity")
+    text = page_of(report, tmp_path).text
+    assert "−.0388 (−35.3 %) [−.0421, −.0355] over 943 users: worse" in text
+    assert "0 of 0 segments better ," in text and "7 more without a measured user" in text
+
+
+def test_every_segment_and_number_is_in_the_page(tmp_path: Path) -> None:
+    report = example()
+    text = page_of(report, tmp_path).text
+    for lift in report.headline("segment"):
+        row = (
+            f"{lift['segment']} {lift['users']} {number(lift['baseline_mean'])} "
+            f"{number(lift['model_mean'])} {signed(lift['difference'])} "
+            f"{interval(lift['low'], lift['high'])}"
+        )
+        assert row in re.sub(r"\s+", " ", text), row
+    for words in (
+        "1997-09-20 00:00:00+00:00",
+        "training.rates 0.003, 0.03",
+        "note –",
+        "rows read 100,000",
+        "torch 2.13.0",
+        "reclora demo --segment occupation",
+        "binary gain, log2",
+        "One seed and one cut in time.",
+        "not corrected for multiple comparisons",
+        "student 900 9 –",  # a count that is missing elsewhere in its column is still a count
+        "engineer 1,800 9 1",
+    ):
+        assert words in text, words
+
+
+def test_cannot_tell_is_never_dressed_as_a_win(tmp_path: Path) -> None:
+    page = page_of(example(), tmp_path)
+    classes = [attrs["class"] for _, attrs in page.tags if "verdict" in (attrs.get("class") or "")]
+    assert {"verdict better", "verdict cannot-tell"} <= set(classes)
+    traces = {trace["name"]: trace["marker"] for trace in page.figures()[0]["data"]}
+    assert traces["cannot tell"]["color"] != traces["better"]["color"]
+    assert traces["cannot tell"]["symbol"] != traces["better"]["symbol"]
+
+
+def test_the_chart_shows_the_lifts(tmp_path: Path) -> None:
+    report = example()
+    figure = page_of(report, tmp_path).figures()[0]
+    rows = {y: lab for y, lab in enumerate(figure["layout"]["yaxis"]["ticktext"])}
+    drawn = {
+        rows[y]: (round(x - low, 9), round(x, 9), round(x + high, 9))
+        for trace in figure["data"]
+        for x, y, low, high in zip(
+            trace["x"],
+            trace["y"],
+            trace["error_x"]["arrayminus"],
+            trace["error_x"]["array"],
+            strict=True,
+        )
+    }
+    wanted = {
+        lift["segment"]: tuple(round(lift[key], 9) for key in ("low", "difference", "high"))
+        for lift in report.headline("segment")
+    }
+    whole = drawn.pop("<b>All segments</b>")
+    assert drawn == wanted and whole == (0.0101, 0.0134, 0.0167)
+    assert list(rows.values())[0] == "<b>All segments</b>"
+
+
+def test_no_interval_is_said_and_drawn_without_one(tmp_path: Path) -> None:
+    def lonely(lifts: pd.DataFrame) -> None:
+        row = lifts.index[lifts["segment"] == "student"]
+        lifts.loc[row, ["low", "high", "users", "verdict"]] = [np.nan, np.nan, 1, "cannot tell"]
+
+    page = page_of(with_lift(example(), lonely), tmp_path)
+    assert re.search(r"student 1 \S+ \S+ \S+ no interval ○ cannot tell", page.text)
+    trace = next(t for t in page.figures()[0]["data"] if t["name"] == "cannot tell")
+    assert 0 in trace["error_x"]["array"]
+
+
+def test_hostile_names_are_inert_text(tmp_path: Path) -> None:
+    report = replace(example(HOSTILE), title=HOSTILE[0], notes=HOSTILE, repeat=HOSTILE[1])
+    report = replace(report, settings={HOSTILE[0]: {HOSTILE[1]: "\ud800"}})
+    page, plain = page_of(report, tmp_path), page_of(example(), tmp_path)
+    assert {tag for tag, _ in page.tags} == {tag for tag, _ in plain.tags}
+    assert len(page.scripts) == len(plain.scripts) == 4
+    assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
+    for name in HOSTILE:
+        assert re.sub(r"\s+", " ", short(shown(name))) in page.text
+    assert "\u202e" not in page.text and "\\u202eevil\\u2066" in page.text
+    assert "49" not in page.figures()[0]["layout"]["yaxis"]["ticktext"]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=80))
+def test_a_label_of_a_figure_has_no_markup_and_no_controls(name: str) -> None:
+    text = label(name, 28)
+    assert "<" not in text and ">" not in text
+    assert not re.search(r"&(?!amp;|lt;|gt;)", text)
+    assert not re.search("[\u202a-\u202e\u2066-\u2069\u200e\u200f\x00-\x08]", text)
+    text.encode()
+
+
+def test_nothing_is_fetched_and_only_our_two_scripts_may_run(tmp_path: Path) -> None:
+    page = page_of(example(), tmp_path)
+    assert not any("src" in attrs for _, attrs in page.tags)
+    assert not any(tag in ("link", "img", "iframe", "object", "base") for tag, _ in page.tags)
+    assert all(attrs["href"].startswith("#") for _, attrs in page.tags if attrs.get("href"))
+    policy = next(a["content"] for _, a in page.tags if a.get("http-equiv"))
+    assert policy and "default-src 'none'" in policy
+    assert re.fullmatch(
+        r"('sha256-[^']+') ('sha256-[^']+')", policy.split("script-src ")[1].strip("; ")
+    )
+
+
+def test_many_segments_fold_and_the_chart_says_what_it_shows(tmp_path: Path) -> None:
+    names = tuple(f"tenant {i}" for i in range(300))
+    page = page_of(example(names), tmp_path)
+    lifts, curves = page.figures()
+    assert len(lifts["layout"]["yaxis"]["ticktext"]) == 41
+    assert len(curves["data"]) <= 40 and sum(t["showlegend"] for t in curves["data"]) == 1
+    assert "The chart shows the 40 segments with the most users, the table all 300." in page.text
+    assert sum(tag == "details" for tag, _ in page.tags) == 3
+    fewest = min(
+        example(names).headline("segment"), key=lambda lift: (lift["users"], lift["segment"])
+    )
+    assert fewest["segment"] not in lifts["layout"]["yaxis"]["ticktext"]
+
+
+def test_a_run_without_curves_has_no_chart_of_them(tmp_path: Path) -> None:
+    page = page_of(replace(example(), curves=pd.DataFrame()), tmp_path)
+    assert len(page.figures()) == 1 and "Validation while training" not in page.text
+
+
+def test_models_are_sorted_and_appear_once_whatever_the_index(tmp_path: Path) -> None:
+    report = example()
+    shuffled = report.means.sample(frac=1, random_state=0).set_index(np.zeros(len(report.means)))
+    text = page_of(replace(report, means=shuffled), tmp_path).text
+    table = text.split("Every model, all segments together")[1].split("One seed")[0]
+    assert re.findall(r"943 (\.\d{4}) ", table) == [number(mean) for mean in MODELS.values()]
+
+
+def test_pooled_curves_and_categorical_columns(tmp_path: Path) -> None:
+    report = example()
+    pooled = pd.DataFrame({"model": "pooled adapter", "segment": [None], "epoch": 1, "value": 0.1})
+    report = replace(
+        report,
+        curves=pd.concat([report.curves, pooled]).astype({"segment": "category"}),
+        lifts=report.lifts.astype({"model": "category", "segment": "category"}),
+        means=report.means.astype({"model": "category", "segment": "category"}),
+    )
+    page = page_of(report, tmp_path)
+    assert "pooled adapter" in {trace["name"] for trace in page.figures()[1]["data"]}
+    assert "+.0134" in page.text
+
+
+@pytest.mark.parametrize(
+    ("frame", "column"), [("means", "mean"), ("lifts", "low"), ("split", "rows")]
+)
+def test_a_missing_column_is_named(frame: str, column: str) -> None:
+    report = example()
+    changed: dict[str, Any] = {frame: getattr(report, frame).drop(columns=column)}
+    with pytest.raises(ValueError, match=rf"{frame} need the columns \['{column}'\]"):
+        replace(report, **changed)
+
+
+def test_a_headline_that_was_not_compared_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match="headline 'per-segment adapters' over 'frozen base' on ndcg@5"
+    ):
+        replace(example(), k=5)
+
+
+def test_a_verdict_against_its_interval_is_refused() -> None:
+    def boast(lifts: pd.DataFrame) -> None:
+        lifts.loc[lifts["verdict"] == "cannot tell", "verdict"] = "better"
+
+    with pytest.raises(ValueError, match="a verdict must follow from its interval"):
+        with_lift(example(), boast)
+
+
+def test_the_same_comparison_twice_is_refused() -> None:
+    report = example()
+    with pytest.raises(ValueError, match="the same comparison twice"):
+        replace(report, lifts=pd.concat([report.lifts, report.lifts.tail(1)]))
+
+
+def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = write_report(tmp_path / "report.html", example())
+    before = path.read_bytes()
+    broken = replace(example(), settings={"a": Unprintable()})
+    with pytest.raises(RuntimeError):
+        write_report(path, broken)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["report.html"]
+    mask = os.umask(0)
+    os.umask(mask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+class Unprintable:
+    def __str__(self) -> str:
+        raise RuntimeError("cannot be written")
+
+
+def test_same_report_same_bytes(tmp_path: Path) -> None:
+    first, second = (write_report(tmp_path / name, example()).read_bytes() for name in "ab")
+    assert first == second
+
+
+def test_numbers() -> None:
+    assert [number(x) for x in (0.1234, -0.5, 0.0, -0.00001, 1.0, 1234.5, float("nan"))] == [
+        *(".1234", "−.5000", ".0000", ".0000", "1.0000", "1,234.5000", "–")
+    ]
+    assert [signed(x) for x in (0.01, -0.01, 0.0, 0.00001)] == [
+        "+.0100",
+        "−.0100",
+        ".0000",
+        ".0000",
+    ]
+    assert interval(-0.01, 0.02) == "[−.0100, .0200]"
+    assert interval(float("nan"), 0.02) == "no interval"
+    assert percent(-0.01, 0.1) == "−10.0 %" and percent(0.1, 0.0) is None
+    assert [shown(x) for x in (None, pd.NaT, True, 12345, np.float32(0.5), np.int64(3))] == [
+        *("–", "–", "yes", "12,345", ".5000", "3")
+    ]
