@@ -6,8 +6,9 @@ the same search over the same grid, and the first seed decides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 
 import pandas as pd
@@ -15,7 +16,8 @@ import pandas as pd
 from reclora.adapters import FULL, AdapterConfig
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
-from reclora.evaluation import HeldOut, evaluate, means
+from reclora.comparison import means
+from reclora.evaluation import EvaluationConfig, HeldOut, RankingJudge, evaluate, hold_out
 from reclora.interactions import Interactions
 from reclora.ranking import Scorer
 from reclora.training import Training, TrainingConfig, train
@@ -70,41 +72,54 @@ def grid(training: TrainingConfig, search: Search) -> list[TrainingConfig]:
     ]
 
 
+@dataclass(frozen=True)
+class Ground:
+    """What every contender trains on and is chosen by, alike."""
+
+    base: BaseModel
+    log: Interactions
+    """The train window."""
+    validation: Interactions
+    seen: Interactions
+    """All that came before the validation window."""
+    evaluation: EvaluationConfig
+
+    def pooled(self) -> Ground:
+        """The same with all segments as one."""
+        return replace(
+            self,
+            log=self.log.pooled(),
+            validation=self.validation.pooled(),
+            seen=self.seen.pooled(),
+        )
+
+    @cached_property
+    def held_out(self) -> HeldOut:
+        """The validation window, held out after the train window."""
+        return hold_out(self.validation, self.seen, self.evaluation)
+
+
 def train_contender(
-    contender: Contender,
-    base: BaseModel,
-    log: Interactions,
-    validation: Interactions,
-    config: TrainingConfig,
-    seed: int,
+    contender: Contender, ground: Ground, config: TrainingConfig, seed: int
 ) -> Trained:
-    """Train one contender on the adapt window with one setting and seed."""
+    """Train one contender with one setting and seed; each segment keeps its best epoch."""
     if contender.is_pooled:
-        log, validation = log.pooled(), validation.pooled()
-    bank = AdapterBank.for_log(base, log, contender.config, seed)
-    return Trained(contender, bank, train(bank, log, config, validation=validation, seed=seed))
+        ground = ground.pooled()
+    bank = AdapterBank.for_log(ground.base, ground.log, contender.config, seed)
+    judge = RankingJudge(ground.held_out)
+    return Trained(contender, bank, train(bank, ground.log, config, judge=judge, seed=seed))
 
 
 def choose(
-    contender: Contender,
-    base: BaseModel,
-    log: Interactions,
-    validation: Interactions,
-    held_out: HeldOut,
-    settings: RunSettings,
-    progress: Step,
+    contender: Contender, ground: Ground, settings: RunSettings, progress: Step
 ) -> tuple[TrainingConfig, pd.DataFrame]:
-    """The setting with the best headline metric on validation, and what every setting gave.
-
-    Args:
-        held_out: the validation window, held out after the train window.
-    """
+    """The setting with the best headline metric on validation, and what every setting gave."""
     tried: list[tuple[TrainingConfig, float]] = []
-    settings_tried: Sequence[TrainingConfig] = grid(settings.training, settings.search)
-    for config in settings_tried:
-        trained = train_contender(contender, base, log, validation, config, settings.seeds[0])
-        tried.append((config, headline(held_out, trained.scorer_of(), contender.model)))
-        progress(len(tried), len(settings_tried))
+    configs = grid(settings.training, settings.search)
+    for config in configs:
+        trained = train_contender(contender, ground, config, settings.seeds[0])
+        tried.append((config, headline(ground.held_out, trained.scorer_of(), contender.model)))
+        progress(len(tried), len(configs))
     best = max(tried, key=lambda one: one[1])[0]
     rows = [(contender.model, c.rows_lr, c.bias_lr, c.l2, value, c == best) for c, value in tried]
     columns = ["model", "rows_lr", "bias_lr", "l2", "value", "chosen"]

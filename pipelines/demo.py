@@ -28,6 +28,11 @@ def demo(segment_by: str, data: Path | None, folder: Path, overrides: list[str])
     log = folder / f"{segment_by}.parquet"
     movielens.write_log(source, log, segment_by)
     work = folder / segment_by
-    given = [f"name='demo-{segment_by}'", f"folder='{work}'", f"runs='{folder.parent}'"]
+    given = [
+        f"name='demo-{segment_by}'",
+        f"folder='{work}'",
+        f"runs='{folder.parent}'",
+        f"repeat='reclora demo --segment-by {segment_by}'",
+    ]
     settings = load(SETTINGS, RunSettings, [f"log.files=['{log}']", *given, *overrides])
     return retrain(settings)

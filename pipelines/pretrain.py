@@ -1,8 +1,8 @@
 """Make the base model: train it on the log's first window, or import tables made elsewhere.
 
 Pretraining is full fine-tuning from a random start: the one loop with one segment and the kind
-`full`. The number of epochs is chosen on the last tenth of the window; then the base is trained
-anew on the whole of it for so many.
+`full`. The number of epochs is chosen by NDCG@10 on the last tenth of the window; then the
+base is trained anew on the whole of it for so many.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from reclora.adapters import FULL
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
+from reclora.evaluation import EvaluationConfig, RankingJudge, hold_out
 from reclora.interactions import IdMap, Interactions
 from reclora.interchange import import_base
 from reclora.splits import SplitBy, cut, split
@@ -71,12 +72,13 @@ def train_base(window: Interactions, settings: BaseSettings, by: SplitBy) -> tup
     start = BaseModel.random(
         known.users, known.items, settings.embedding_dim, settings.hidden, settings.seed
     )
+    judge = RankingJudge(hold_out(later, earlier, EvaluationConfig(metrics=("ndcg",), ks=(10,))))
     with step("pretraining: choosing the epochs") as progress:
         chosen = train(
             AdapterBank.for_log(start, earlier, FULL, settings.seed),
             earlier,
             settings.training,
-            validation=later,
+            judge=judge,
             seed=settings.seed,
             progress=progress,
         ).best_epoch["pooled"]
@@ -87,7 +89,7 @@ def train_base(window: Interactions, settings: BaseSettings, by: SplitBy) -> tup
             bank,
             known,
             replace(settings.training, epochs=epochs),
-            validation=None,
+            judge=None,
             seed=settings.seed,
             progress=progress,
         )

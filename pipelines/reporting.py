@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from reclora.evaluation import HeldOut, compare, means
+from reclora.comparison import compare, means
+from reclora.evaluation import HeldOut
 from reclora.interactions import Interactions
 from reclora.metrics import DEFINITIONS
 from reclora.report import Report, write_report
@@ -35,6 +36,11 @@ class Measured:
     """Each contender as the first seed trained it."""
     held_out: HeldOut
     """The test window."""
+
+    @property
+    def measure(self) -> str:
+        """The headline, such as `ndcg@10`."""
+        return f"{self.held_out.config.metrics[0]}@{self.held_out.config.ks[0]}"
 
     @property
     def subject(self) -> Trained:
@@ -99,12 +105,16 @@ def write_run_report(
     settings: RunSettings,
     folder: RunFolder,
     measured: Measured,
-    split: pd.DataFrame,
+    whole: Windows,
     windows: Windows,
     quality: Mapping[str, int],
-    repeat: str,
 ) -> pd.DataFrame:
-    """Write the run's page, and return the comparisons in it."""
+    """Write the run's page, and return the comparisons in it.
+
+    Args:
+        whole: the windows before identifiers unknown to the base were dropped.
+        windows: what was trained and tested on.
+    """
     compared = lifts(measured.results)
     evaluation = settings.evaluation
     write_report(
@@ -120,12 +130,12 @@ def write_run_report(
             lifts=compared,
             segments=segment_states(windows, measured.subject),
             curves=_curves(measured.trained),
-            split=split,
+            split=whole.summary(),
             data_quality=quality,
             definitions={name: DEFINITIONS[name] for name in evaluation.metrics},
             settings=resolved(settings) | {"chosen on validation": _chosen(measured.searches)},
             versions=versions(),
-            repeat=repeat,
+            repeat=settings.repeat,
             notes=_notes(settings),
         ),
     )
@@ -137,7 +147,7 @@ def _curves(trained: Sequence[Trained]) -> pd.DataFrame:
         t.training.curves.assign(
             model=t.contender.model,
             segment="" if t.contender.is_pooled else t.training.curves["segment"],
-            value=t.training.curves["validation_loss"],
+            value=t.training.curves["score"],
         )[["model", "segment", "epoch", "value"]]
         for t in trained
     ]
@@ -156,11 +166,11 @@ def _notes(settings: RunSettings) -> list[str]:
         "intervals say nothing about another base.",
         "Rates of every trained model were chosen on validation from one grid; test chose nothing.",
         "Recent popularity counts the adapt window; all-time popularity everything before test.",
-        "Curves show the loss on validation, of the first seed.",
+        "Curves show the headline metric on validation, of the first seed.",
     ]
     if settings.split.by == "user_time":
         notes.append(
-            "The split is by each user's own time: a user's future never trains that user, but other "
-            "users' later interactions may have."
+            "The split is by each user's own time: a user's future never trains that user, but "
+            "other users' later interactions may have."
         )
     return notes

@@ -1,11 +1,12 @@
 """The main job: train one adapter per segment in one pass, publish them, measure and report.
 
-    log -> windows -> base -> { pooled full fine-tune, pooled adapter, per-segment adapters }
-        -> release in the store -> results table -> comparison -> report
+log -> windows -> base -> { pooled full fine-tune, pooled adapter, per-segment adapters }
+    -> release in the store -> results table -> comparison -> report
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +15,15 @@ import pandas as pd
 import pyarrow as pa
 
 from reclora.base import BaseModel
-from reclora.evaluation import HeldOut, compare, evaluate, hold_out, means
+from reclora.evaluation import HeldOut, evaluate, hold_out
 from reclora.files import write_parquet
 from reclora.interactions import Interactions, LogSummary
 from reclora.popularity import popularity
+from reclora.ranking import Scorer
 from reclora.splits import WINDOWS, Windows, split
 from reclora.store import AdapterStore, Release
 
-from .contenders import SUBJECT, Contender, Trained, choose, contenders, train_contender
+from .contenders import Ground, choose, contenders, train_contender
 from .prepare import prepare
 from .pretrain import pretrain
 from .progress import step
@@ -34,6 +36,7 @@ class Outcome:
     """A finished run."""
 
     folder: RunFolder
+    store: Path
     release: int | None
     """The release that was published; None where no adapter was better than the base."""
     was_there: bool
@@ -44,14 +47,14 @@ def retrain(settings: RunSettings) -> Outcome:
     """Run the main job; a completed run of the same input, settings and versions is reused.
 
     Raises:
-        LogError, SettingsError, BaseError, TrainingError, StoreError, ValueError: what is wrong with
-            input or settings; nothing was published.
+        LogError, SettingsError, BaseError, TrainingError, StoreError, ValueError: what is wrong
+            with input or settings; nothing was published.
     """
     summary = prepare(settings)
     base = pretrain(settings, summary.inputs)
     folder = RunFolder(settings, base.fingerprint, summary.inputs)
     if folder.is_complete:
-        return Outcome(folder, folder.summary()["release"], was_there=True)
+        return Outcome(folder, settings.store_folder, folder.summary()["release"], was_there=True)
     folder.begin()
     whole = split(Interactions.read(settings.log_folder), settings.split)
     base, windows, unknown = onto_base(base, whole, settings)
@@ -60,9 +63,11 @@ def retrain(settings: RunSettings) -> Outcome:
     folder.event("published", release=release.number if release else None)
     write_parquet(folder.results, pa.Table.from_pandas(measured.results, preserve_index=False))
     quality = data_quality(summary, unknown, measured.held_out)
-    write_run_report(settings, folder, measured, whole, windows, quality)
-    folder.complete({"release": release.number if release else None, "data_quality": quality})
-    return Outcome(folder, release.number if release else None, was_there=False)
+    compared = write_run_report(settings, folder, measured, whole, windows, quality)
+    write_parquet(folder.comparison, pa.Table.from_pandas(compared, preserve_index=False))
+    number = release.number if release else None
+    folder.complete({"release": number, "data_quality": quality})
+    return Outcome(folder, settings.store_folder, number, was_there=False)
 
 
 def onto_base(
@@ -82,51 +87,48 @@ def measure(
     settings: RunSettings, base: BaseModel, windows: Windows, folder: RunFolder
 ) -> Measured:
     """Choose on validation, train every seed, measure on test."""
-    seen_before_validation = windows.pretrain.joined(windows.train)
-    seen_before_test = seen_before_validation.joined(windows.validation)
-    validation = hold_out(windows.validation, seen_before_validation, settings.evaluation)
-    test = hold_out(windows.test, seen_before_test, settings.evaluation)
-    results, searches, runs = untrained(base, windows, test, folder.id), [], []
+    before_validation = windows.pretrain.joined(windows.train)
+    before_test = before_validation.joined(windows.validation)
+    ground = Ground(base, windows.train, windows.validation, before_validation, settings.evaluation)
+    test = hold_out(windows.test, before_test, settings.evaluation)
+    results, searches, runs = untrained(base, windows.train, before_test, test, folder.id), [], []
     for contender in contenders(settings):
         with step(f"choosing rates: {contender.model}") as progress:
-            config, tried = choose(
-                contender, base, windows.train, windows.validation, validation, settings, progress
-            )
+            config, tried = choose(contender, ground, settings, progress)
         searches.append(tried)
         folder.event("chosen", model=contender.model, config=config)
         with step(f"training and ranking: {contender.model}") as progress:
             for done, seed in enumerate(settings.seeds, 1):
-                trained = train_contender(
-                    contender, base, windows.train, windows.validation, config, seed
+                trained = train_contender(contender, ground, config, seed)
+                results.append(
+                    evaluate(
+                        test,
+                        trained.scorer_of(),
+                        model=contender.model,
+                        run=folder.id,
+                        seed=seed,
+                    )
                 )
-                results.append(_evaluated(trained, contender, test, folder.id, seed))
                 progress(done, len(settings.seeds))
                 if seed == settings.seeds[0]:
                     runs.append(trained)
-                folder.event("trained", model=contender.model, seed=seed, steps=trained.training.steps)
+                folder.event("trained", model=contender.model, seed=seed)
     return Measured(
         folder.id, pd.concat(results, ignore_index=True), pd.concat(searches), runs, test
     )
 
 
 def untrained(
-    base: BaseModel, windows: Windows, test: HeldOut, run: str
+    base: BaseModel, train: Interactions, before_test: Interactions, test: HeldOut, run: str
 ) -> list[pd.DataFrame]:
     """Results of what needs no training: both popularities and the frozen base."""
     frozen = base.scorer()
-    before_test = windows.pretrain.joined(windows.train).joined(windows.validation)
-    models = {
+    models: dict[str, Callable[[str], Scorer]] = {
         POPULARITY_ALL: popularity(before_test),
-        POPULARITY_RECENT: popularity(windows.train),
+        POPULARITY_RECENT: popularity(train),
         BASE: lambda segment: frozen,
     }
     return [evaluate(test, scorer_of, model=m, run=run, seed=0) for m, scorer_of in models.items()]
-
-
-def _evaluated(
-    trained: Trained, contender: Contender, test: HeldOut, run: str, seed: int
-) -> pd.DataFrame:
-    return evaluate(test, trained.scorer_of(), model=contender.model, run=run, seed=seed)
 
 
 def publish(settings: RunSettings, measured: Measured) -> Release | None:
@@ -138,9 +140,12 @@ def publish(settings: RunSettings, measured: Measured) -> Release | None:
     segments = [name for name, epoch in subject.training.best_epoch.items() if epoch > 0]
     if not segments:
         return None
-    losses = subject.training.curves.groupby("segment")["validation_loss"]
+    scores = subject.training.curves.groupby("segment")["score"]
     metrics = {
-        name: {"validation_loss": float(losses.min()[name]), "base_validation_loss": float(losses.first()[name])}
+        name: {
+            f"validation {measured.measure}": float(scores.max()[name]),
+            f"validation {measured.measure} of the base": float(scores.first()[name]),
+        }
         for name in segments
     }
     return AdapterStore(settings.store_folder).publish(
@@ -163,5 +168,7 @@ def data_quality(summary: LogSummary, lost: dict[str, int], held_out: HeldOut) -
         "rows kept": summary.rows_kept,
         **unknown,
         "test users measured": held_out.num_users,
-        "test users with nothing new to find": int(held_out.counts()["users_without_relevant"].sum()),
+        "test users with nothing new to find": int(
+            held_out.counts()["users_without_relevant"].sum()
+        ),
     }

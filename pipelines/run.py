@@ -6,7 +6,7 @@ import json
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
@@ -63,9 +63,9 @@ class BaseSettings:
 class Search:
     """The grid on which every compared model's learning rates are chosen, on validation."""
 
-    rows_lr: tuple[float, ...] = (0.02, 0.1)
-    bias_lr: tuple[float, ...] = (0.02, 0.1)
-    l2: tuple[float, ...] = (0.0, 0.1)
+    rows_lr: tuple[float, ...] = (0.01, 0.02, 0.05)
+    bias_lr: tuple[float, ...] = (0.01, 0.05)
+    l2: tuple[float, ...] = (0.05,)
 
     def __post_init__(self) -> None:
         if not (self.rows_lr and self.bias_lr and self.l2):
@@ -96,8 +96,8 @@ class RunSettings:
     evaluation: EvaluationConfig = EvaluationConfig()
     author: str = ""
     """Written into the release."""
-    tags: Mapping[str, str] = field(default_factory=dict)
-    """Anything to keep with the run."""
+    repeat: str = "reclora retrain SETTINGS.toml"
+    """The command that makes this run, printed in its report."""
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
@@ -158,16 +158,20 @@ class RunFolder:
     def __init__(
         self, settings: RunSettings, base_fingerprint: str, inputs: Mapping[str, str]
     ) -> None:
-        self._settings, self._base, self._inputs = settings, base_fingerprint, inputs
-        decides = resolved(settings) | {"folder": "", "runs": "", "author": "", "tags": {}}
+        self._settings, self._base, self._inputs = settings, base_fingerprint, dict(inputs)
+        decides = resolved(settings) | {"folder": "", "runs": "", "author": "", "repeat": ""}
         decides["log"] |= {"files": sorted(inputs.values()), "memory_limit": ""}
         self.id = f"{settings.name}-{digest(decides, base_fingerprint, versions())}"
         self.path = settings.runs / self.id
-        self._started = time.monotonic()
+        self._began = time.monotonic()
 
     @property
     def results(self) -> Path:
         return self.path / "results.parquet"
+
+    @property
+    def comparison(self) -> Path:
+        return self.path / "comparison.parquet"
 
     @property
     def report(self) -> Path:
@@ -185,7 +189,7 @@ class RunFolder:
 
     def event(self, what: str, **facts: object) -> None:
         """Append one line to `events.jsonl`: what happened, and seconds since the beginning."""
-        line = {"event": what, "seconds": round(time.monotonic() - self._started, 3), **facts}
+        line = {"event": what, "seconds": round(time.monotonic() - self._began, 3), **facts}
         with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, default=str) + "\n")
 

@@ -37,7 +37,9 @@ class AdapterConfig:
     item_bias: BiasKind = "bias"
     """`bias`: one number per touched item. `none`: stays frozen."""
     tower: TowerKind = "low_rank"
-    """`low_rank`: each weight by B A. `full`: weights and biases free. `none`: stays frozen."""
+    """`low_rank`: each weight by B A. `full`: weights and biases free, but for the last bias, which
+    changes no order. `none`: stays frozen.
+    """
     rank: int = 8
     """R, at least 1, at most the tables' embedding_dim; a tower's weight takes min(R, its sides).
     """
@@ -75,9 +77,8 @@ class Adapter:
 
     `tensors` hold, per target, the touched rows (`users.rows`, `items.rows`, int64, ascending) and
     the factors (`user_table.a`, `item_bias.d`, `tower.0.weight.b`, ...). A row number from the
-    base's N on stands for an
-    identifier that the base does not know: the adapter's own list of them (`users.new_ids...`) in
-        order.
+    base's N on stands for an identifier that the base does not know: the adapter's own list of
+    them (`users.new_ids...`) in order.
     """
 
     segment: str

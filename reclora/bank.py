@@ -52,9 +52,12 @@ class AdapterBank(nn.Module):
         config: the deltas.
         seed: with a segment's name it fixes that segment's random factors.
 
+    A base without a tower has no tower deltas, whatever the config says.
+
     Raises:
-        AdapterError: repeated names, rank above the tables' embedding_dim, or a tower delta
-            without a tower.
+        AdapterError: no segment, repeated names, another number of row lists than of names, or a
+            rank above the tables' embedding_dim.
+        IndexError: a touched row is outside its table.
     """
 
     def __init__(
@@ -67,9 +70,17 @@ class AdapterBank(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if not segment_names:
+            raise AdapterError("a bank needs at least one segment, got none")
         if len(set(segment_names)) < len(segment_names):
             raise AdapterError("segment names must be distinct")
-        if config.rank > base.embedding_dim:
+        if not len(segment_names) == len(user_rows) == len(item_rows):
+            raise AdapterError(
+                f"each of {len(segment_names)} segments needs its user rows and its item rows, "
+                f"got {len(user_rows)} and {len(item_rows)} lists of them"
+            )
+        kinds = config.user_table, config.item_table
+        if "rows" in kinds and config.rank > base.embedding_dim:
             raise AdapterError(
                 f"rank {config.rank} is above the tables' embedding_dim {base.embedding_dim}; "
                 f"use a smaller rank, or the kind `full`"
@@ -118,8 +129,8 @@ class AdapterBank(nn.Module):
         """A bank of stored adapters; the base is grown by the identifiers that they bring.
 
         Raises:
-            AdapterError: no adapter, adapters of different settings, or one that belongs to
-                another base.
+            AdapterError: no adapter, adapters of different settings, one that belongs to another
+                base, or one whose tensors are not what its config and rows ask for.
         """
         if not adapters:
             raise AdapterError("a bank needs at least one adapter, got none")
@@ -134,9 +145,13 @@ class AdapterBank(nn.Module):
         new = {side: [new_ids(a, side, known[side]) for a in adapters] for side in known}
         grown = base.grown(*(known[side].extended(pa.concat_arrays(new[side])) for side in known))
         wanted = {"users": grown.users, "items": grown.items}
+        num_base_rows = {
+            "users": len(base.user_table.weight_ND),
+            "items": len(base.item_table.weight_ND),
+        }
         rows = {
             side: [
-                bank_rows(adapter.tensors[f"{side}.rows"], ids, len(known[side]), wanted[side])
+                bank_rows(adapter.tensors[f"{side}.rows"], ids, num_base_rows[side], wanted[side])
                 for adapter, ids in zip(adapters, new[side], strict=True)
             ]
             for side in known
@@ -277,10 +292,17 @@ class AdapterBank(nn.Module):
         sides = {"user_table": "users", "item_table": "items", "item_bias": "items"}
         for name, delta in self.deltas():
             for parameter, part in delta.slices(code).items():
-                stored = adapter.tensors[f"{name}.{parameter}"]
+                place = delta.get_parameter(parameter)[part]
+                stored = adapter.tensors.get(f"{name}.{parameter}")
+                if stored is None or stored.shape != place.shape:
+                    raise AdapterError(
+                        f"the adapter of segment {adapter.segment!r} needs {name}.{parameter} of "
+                        f"shape {tuple(place.shape)}, got "
+                        f"{'none' if stored is None else tuple(stored.shape)}: it is damaged"
+                    )
                 if name in sides and parameter in ("a", "d"):
                     stored = stored[order[sides[name]]]
-                delta.get_parameter(parameter)[part] = stored
+                place.copy_(stored)
 
     def __repr__(self) -> str:
         numbers = sum(parameter.numel() for parameter in self.parameters())
@@ -321,7 +343,10 @@ def _tower_deltas(
         shape = (weight.shape[0], weight.shape[1])
         if config.tower == "full":
             yield f"{layer}_weight", FullWeight(shape, len(generators))
-            yield f"{layer}_bias", FullWeight((len(bias), 1), len(generators))
+            # The last bias is added to every item alike: its gradient is nothing but rounding,
+            # of which Adagrad would make whole steps.
+            if layer < len(tower.weights) - 1:
+                yield f"{layer}_bias", FullWeight((len(bias), 1), len(generators))
         elif config.tower == "low_rank":
             rank = min(config.rank, *shape)
             yield f"{layer}_weight", LowRankWeight(shape, rank, config.scaling, generators)

@@ -219,6 +219,12 @@ class BaseModel:
                 )
             tensors = _read_tensors(folder / "tables.safetensors")
             tower = _tower_of(_read_tensors(folder / "tower.safetensors"))
+            found = [list(w.shape) for w in tower.weights] if tower else None
+            if found != about["tower"]:
+                raise BaseError(
+                    f"{folder}/tower.safetensors: the weights must be of shapes {about['tower']} "
+                    f"as base.json says, got {found}"
+                )
             tables = []
             for name, rows, width in (
                 ("user", about["num_users"], about["embedding_dim"]),
@@ -226,15 +232,21 @@ class BaseModel:
                 ("item_bias", about["num_items"], 1),
             ):
                 weight, mean = tensors[f"{name}_table"], tensors[f"{name}_mean"]
-                if weight.shape != (rows, width) or mean.shape != (width,):
+                if (
+                    weight.shape != (rows, width)
+                    or mean.shape != (width,)
+                    or {weight.dtype, mean.dtype} != {torch.float32}
+                ):
                     raise BaseError(
-                        f"{folder}/tables.safetensors: {name}_table must be {rows} x {width} as "
-                        f"base.json says, got {tuple(weight.shape)}"
+                        f"{folder}/tables.safetensors: {name}_table must be float32 {rows} x "
+                        f"{width} as base.json says, and {name}_mean float32 {width}, "
+                        f"got {weight.dtype} {tuple(weight.shape)} and {mean.dtype} "
+                        f"{tuple(mean.shape)}"
                     )
                 tables.append(Table(weight, mean, rows))
             users = IdMap.read(folder / "user_ids.parquet")
             items = IdMap.read(folder / "item_ids.parquet")
-        except (OSError, KeyError, ValueError, SafetensorError) as error:
+        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             if isinstance(error, BaseError):
                 raise
             raise BaseError(
@@ -262,7 +274,7 @@ class BaseModel:
 
 def _fingerprint(users: IdMap, items: IdMap, tables: Sequence[Table], tower: Tower | None) -> str:
     digest = hashlib.sha256(f"reclora base {FORMAT}\0{users.digest()}\0{items.digest()}".encode())
-    tensors = [table.weight_ND for table in tables]
+    tensors = [tensor for table in tables for tensor in (table.weight_ND, table.mean_D)]
     for tensor in [*tensors, *(t for _, t in sorted(_tower_tensors(tower).items()))]:
         digest.update(f"\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.contiguous().numpy().data)

@@ -142,8 +142,8 @@ class FullDelta(nn.Module):
     zero.
 
     On the item bias, a table one number wide, it is the kind `bias`. On the wide tables it is full
-    fine-tuning
-    of the touched rows: what low rank is compared with, and how a base model is pretrained.
+    fine-tuning of the touched rows: what low rank is compared with, and how a base model is
+    pretrained.
     """
 
     def __init__(self, touched: TouchedRows, embedding_dim: int) -> None:

@@ -87,11 +87,17 @@ def read_parquet(path: Path) -> pa.Table:
     """Read what `write_parquet` wrote, verifying its page checksums.
 
     Raises:
-        OSError: a page differs from its checksum, or the file cannot be read.
+        OSError: a page differs from its checksum, rows are missing, or the file cannot be read.
         pyarrow.ArrowInvalid: the file is no Parquet file, or truncated.
     """
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        return file.read()
+        table = file.read()
+        # Headers and the footer have no checksum: a flipped bit there can hide rows.
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        counts = {table.num_rows, file.metadata.num_rows, sum(group.num_rows for group in groups)}
+    if len(counts) != 1:
+        raise OSError(f"{path}: damaged, its parts say that it has {sorted(counts)} rows")
+    return table
 
 
 def make_folder(folder: Path) -> None:

@@ -145,7 +145,8 @@ class _Parquet:
             self._check_no_nulls("vector", vectors, start)
             if start == 0:
                 table_ND = torch.empty(num_rows, len(vectors[0]))
-            self._add(table_ND, vectors, start)
+            if start + len(vectors) <= num_rows:
+                self._add(table_ND, vectors, start)
             start += len(vectors)
         if start != num_rows:
             raise self._error("vector", f"expected {num_rows} rows as there are ids, got {start}")
@@ -196,7 +197,7 @@ def _parquet(path: Path) -> Iterator[_Parquet]:
             path, buffer_size=1 << 20, pre_buffer=False, page_checksum_verification=True
         ) as file:
             yield _Parquet(path, file)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeError, pa.ArrowException) as error:
         raise BaseError(f"{path} cannot be read as Parquet; write it again: {error}") from error
 
 
@@ -224,10 +225,10 @@ def _float32(
             f"got {tuple(tensor.shape)}"
         )
     tensor = tensor.float()
-    for block, rows in enumerate(tensor.view(num_ids, -1).split(BATCH_ROWS)):
-        row = _first_not_finite(rows)
+    for start in range(0, num_ids, BATCH_ROWS):
+        row = _first_not_finite(tensor.view(num_ids, -1)[start : start + BATCH_ROWS])
         if row is not None:
-            raise BaseError(f"{where}, row {block * BATCH_ROWS + row}: {NOT_FINITE}")
+            raise BaseError(f"{where}, row {start + row}: {NOT_FINITE}")
     return tensor
 
 

@@ -16,10 +16,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def softmax_loss(positive: Tensor, negatives: Tensor) -> Tensor:
-    """Sampled softmax: -log( e^s+ / (e^s+ + sum_j e^s-_j) ).
+    """Sampled softmax: -log( e^s+ / (e^s+ + sum_j e^s-_j) ) = log(1 + e^(logsumexp_j(s-_j) - s+)).
 
-    Negatives drawn uniformly need no log-Q correction: it is the same constant for every item and
-    cancels.
+    The second form keeps its digits, and those of its gradient, where the loss is near zero: the
+    first takes the difference of two equal numbers there, and Adagrad would make steps of its
+    rounding. Negatives drawn uniformly need no log-Q correction: it is the same constant for every
+    item and cancels.
 
     Args:
         positive: scores of the positive items, shape `(...)`.
@@ -31,7 +33,9 @@ def softmax_loss(positive: Tensor, negatives: Tensor) -> Tensor:
     Source: Jean et al., "On Using Very Large Target Vocabulary for Neural Machine Translation",
     ACL 2015, section 3.
     """
-    return torch.logsumexp(torch.cat([positive.unsqueeze(-1), negatives], -1), -1) - positive
+    # Where every negative is out, the gradient of logsumexp at -inf alone would be NaN.
+    finite = negatives.clamp(min=torch.finfo(negatives.dtype).min)
+    return F.softplus(torch.logsumexp(finite, -1) - positive)
 
 
 def bpr_loss(positive: Tensor, negatives: Tensor) -> Tensor:

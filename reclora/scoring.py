@@ -45,7 +45,8 @@ class CatalogueScorer:
         if self._layers:
             hidden = self._layers[0][0].shape[1]
             pair_bytes = 4 * self.num_items * (self._items.shape[1] + 2 * hidden)
-            for rows in torch.arange(len(u_BD)).split(max(1, PAIR_BYTES // max(1, pair_bytes))):
+            at_once = max(1, PAIR_BYTES // max(1, pair_bytes))
+            for rows in torch.split(torch.arange(len(u_BD)), at_once):
                 scores_BN[rows] += all_scores(
                     self._layers, u_BD[rows].unsqueeze(0), self._items.unsqueeze(0)
                 )[0]

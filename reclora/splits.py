@@ -70,11 +70,11 @@ def split(log: Interactions, config: SplitConfig) -> Windows:
         time      1         2         3      4           5
         window    pretrain  pretrain  train  validation  test
 
-    Rows at the very moment of a cut all fall after it, so no moment is in two windows. With
-    `user_time` the same is done within each user's rows (ordered by time, then item row): the p-th
-    of a user's n rows, counted from 0, falls where p / n falls among the shares. Then a user's own
-    future never trains that user, but other users' later interactions may: it is for logs whose
-    users come and go at different times.
+    Rows of one moment stay together, in the window where the first of them falls, so no moment is
+    in two windows. With `user_time` each user's own rows are cut (ordered by time, then item row):
+    the p-th of a user's n rows, counted from 0, falls where p / n falls among the shares, and rows
+    of one moment may be cut apart. Then a user's own future never trains that user, but other
+    users' later interactions may: it is for logs whose users come and go at different times.
 
     Raises:
         ValueError: a window is left without rows.
@@ -99,9 +99,7 @@ def cut(log: Interactions, shares: Sequence[float], by: SplitBy) -> list[Interac
 
 
 def _global_positions(log: Interactions) -> NDArray[np.float64]:
-    """Share of the log that lies strictly before each row's moment... or at it, for the first row
-    there.
-    """
+    """Share of the log that lies strictly before each row's moment."""
     order = np.sort(log.timestamps)
     return np.searchsorted(order, log.timestamps, side="left") / len(log)
 

@@ -17,8 +17,7 @@ class Table:
     """A frozen embedding table of N rows, and after them grown rows that all equal its mean.
 
     `weight_ND` may be memory-mapped. `num_rows` is N plus the rows grown for identifiers that the
-    base does not
-    know: an adapter may change those like any other.
+    base does not know: an adapter may change those like any other.
     """
 
     weight_ND: Tensor
@@ -43,7 +42,7 @@ class Table:
                 f"{int((~finite).sum())} rows do: a frozen table must be finite"
             )
         mean = (
-            weight_ND.double().mean(0).float()
+            weight_ND.mean(0, dtype=torch.float64).float()
             if len(weight_ND)
             else weight_ND.new_zeros(weight_ND.shape[1])
         )
@@ -66,11 +65,11 @@ class Table:
             )
         flat, known = rows.reshape(-1), len(self.weight_ND)
         if self.num_rows == known:
-            return self.weight_ND.index_select(0, flat).view(*rows.shape, -1)
+            return self.weight_ND.index_select(0, flat).view(*rows.shape, self.embedding_dim)
         vectors = self.mean_D.repeat(len(flat), 1)
         inside = (flat < known).nonzero().squeeze(1)
         vectors[inside] = self.weight_ND.index_select(0, flat[inside])
-        return vectors.view(*rows.shape, -1)
+        return vectors.view(*rows.shape, self.embedding_dim)
 
     def materialised(self) -> Tensor:
         """A copy of all rows, grown ones included, shape (num_rows, D)."""

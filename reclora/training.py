@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reclora.bank import AdapterBank
-from reclora.batches import U64, Batch, segment_seeds, stratified_batches
-from reclora.deltas import TableDelta, WeightDelta
+from reclora.batches import Batch, segment_seeds, stratified_batches
+from reclora.early_stopping import EarlyStopping, Judge
 from reclora.interactions import Interactions
 from reclora.losses import LOSSES
 from reclora.optim import RowwiseAdagrad
@@ -51,7 +51,7 @@ class TrainingConfig:
     epochs: int = 20
     """Passes over a segment's rows at the most; at least 1."""
     patience: int = 3
-    """A segment stops after so many epochs without a better validation loss; at least 1."""
+    """A segment stops after so many epochs without a better score; at least 1."""
     batch_rows: int = 64
     """Rows of each segment in a step; at least 1."""
     num_negatives: int = 64
@@ -85,8 +85,8 @@ class Training:
     """What training did.
 
     Attributes:
-        curves: segment, epoch (0 is before training), training_loss (NaN at 0), validation_loss
-            (NaN without).
+        curves: segment, epoch (0 is before training), training_loss (NaN at 0), score (what the
+            judge said; NaN without one).
         best_epoch: per segment, the epoch whose numbers the bank holds now; 0 is the untouched
             base.
         steps: optimizer steps taken.
@@ -102,36 +102,38 @@ def train(
     log: Interactions,
     config: TrainingConfig,
     *,
-    validation: Interactions | None,
+    judge: Judge | None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Training:
     """Train every segment of a bank on its part of a log, in place.
 
-    With a validation log each segment keeps its best epoch by validation loss (the objective on
-    the held-out rows against fixed negatives), the untouched base among them; a segment without
-    validation rows then stays at the base, since nothing could show that it helps. Without a
-    validation log every segment trains all epochs.
+    With a judge each segment keeps the epoch that it finds best, the untouched base among them; a
+    segment that it cannot judge stays at the base, since nothing could show that it helps. Without
+    a judge every segment trains all epochs.
 
     Args:
-        log, validation: on the base's id maps, with the bank's segments in the bank's order.
+        log: on the base's id maps, with the bank's segments in the bank's order.
+        judge: asked before training and after every epoch; see `Judge`.
         progress: told (epochs done, epochs at most) after every epoch.
 
     Raises:
-        ValueError: the logs are not on the bank's id maps or segments.
-        TrainingError: a loss is not finite.
+        ValueError: the log is not on the bank's id maps or segments, or the bank has no delta.
+        TrainingError: a loss or a trained number is not finite.
     """
-    for part in (log, validation):
-        if part is not None:
-            _check_log(bank, part)
+    _check_log(bank, log)
     seeds_S = segment_seeds(seed, log)
-    optimizer = RowwiseAdagrad(_parameter_groups(bank, config), lr=config.rows_lr)
-    keeper = _Keeper(bank, log, config)
-    if validation is not None:
-        keeper.judge(
-            0, np.full(log.num_segments, np.nan), _held_out_loss(bank, validation, config, seeds_S)
+    groups = _parameter_groups(bank, config)
+    if not groups:
+        raise ValueError(
+            "the bank has no delta to train: every kind of its config is `none`, or the base has "
+            "no tower"
         )
-        keeper.active &= np.diff(validation.offsets) > 0
+    optimizer = RowwiseAdagrad(groups, lr=config.rows_lr)
+    keeper = EarlyStopping(bank, log, config.patience)
+    if judge is not None:
+        untrained = np.full(log.num_segments, np.nan)
+        keeper.judge(0, untrained, judge(bank, np.flatnonzero(keeper.active)))
     steps = 0
     for epoch in range(1, config.epochs + 1):
         active = np.flatnonzero(keeper.active)
@@ -150,7 +152,7 @@ def train(
         ):
             optimizer.zero_grad(set_to_none=True)
             loss_G, penalty_G = _losses(bank, batch, config)
-            (loss_G + config.l2 * penalty_G).sum().backward()
+            torch.autograd.backward((loss_G + config.l2 * penalty_G).sum())
             optimizer.step()
             steps += 1
             rows_G = batch.weight_GB.sum(1).numpy()
@@ -158,15 +160,14 @@ def train(
             weights_S[batch.segments_G.numpy()] += rows_G
         training_loss = totals_S / np.where(weights_S > 0, weights_S, np.nan)
         _check_finite(training_loss[active], active, log.segment_names, epoch)
-        if validation is None:
+        if judge is None:
             keeper.note(epoch, training_loss)
         else:
-            keeper.judge(
-                epoch, training_loss, _held_out_loss(bank, validation, config, seeds_S, active)
-            )
+            keeper.judge(epoch, training_loss, judge(bank, active))
         if progress is not None:
             progress(epoch, config.epochs)
     keeper.restore()
+    _check_numbers(bank)
     return Training(keeper.curves(), keeper.best_epochs(), steps)
 
 
@@ -193,88 +194,32 @@ def _losses(bank: AdapterBank, batch: Batch, config: TrainingConfig) -> tuple[Te
     return (share_GB * loss_GB).sum(1), penalty_G
 
 
-@torch.no_grad()
-def _held_out_loss(
-    bank: AdapterBank,
-    validation: Interactions,
-    config: TrainingConfig,
-    seeds_S: U64,
-    active: NDArray[np.int64] | None = None,
-) -> NDArray[np.float64]:
-    """The objective on each segment's held-out rows; NaN where there are none or the segment is
-    not active.
-    """
-    totals = np.zeros(validation.num_segments)
-    weights = np.zeros(validation.num_segments)
-    for batch in stratified_batches(
-        validation,
-        np.arange(validation.num_segments) if active is None else active,
-        seeds_S=seeds_S,
-        epoch=VALIDATION_EPOCH,
-        batch_rows=config.batch_rows,
-        num_negatives=config.num_negatives,
-        segments_per_step=max(1, config.step_rows // config.batch_rows),
-    ):
-        loss_G, _ = _losses(bank, batch, config)
-        rows_G = batch.weight_GB.sum(1).numpy()
-        totals[batch.segments_G.numpy()] += loss_G.numpy() * rows_G
-        weights[batch.segments_G.numpy()] += rows_G
-    return totals / np.where(weights > 0, weights, np.nan)
+class HeldOutLoss:
+    """A judge: minus the objective on each segment's held-out rows, against fixed negatives."""
 
-
-class _Keeper:
-    """Which segments still train, and the best numbers of each so far."""
-
-    def __init__(self, bank: AdapterBank, log: Interactions, config: TrainingConfig) -> None:
-        self._bank, self._names, self._patience = bank, log.segment_names, config.patience
-        self.active = np.diff(log.offsets) > 0
-        self._best_loss = np.full(len(self._names), np.inf)
-        self._best_epoch = np.zeros(len(self._names), dtype=np.int64)
-        self._best: list[tuple[TableDelta | WeightDelta, dict[str, Tensor]]] = []
-        self._rows: list[tuple[str, int, float, float]] = []
-
-    def note(self, epoch: int, training_loss: NDArray[np.float64]) -> None:
-        """No judge: the last epoch is the best."""
-        self._best_epoch[self.active] = epoch
-        self._record(epoch, training_loss, np.full(len(self._names), np.nan))
-
-    def judge(
-        self, epoch: int, training_loss: NDArray[np.float64], validation_loss: NDArray[np.float64]
-    ) -> None:
-        """Keep the numbers of the segments that got better; stop those whose patience is over."""
-        self._record(epoch, training_loss, validation_loss)
-        better = self.active & (validation_loss < self._best_loss)
-        self._best_loss[better], self._best_epoch[better] = validation_loss[better], epoch
-        if not self._best:
-            self._best = [
-                (delta, {name: p.detach().clone() for name, p in delta.named_parameters()})
-                for _, delta in self._bank.deltas()
-            ]
-        for delta, best in self._best:
-            for segment in np.flatnonzero(better):
-                for name, part in delta.slices(int(segment)).items():
-                    best[name][part] = delta.get_parameter(name).detach()[part]
-        self.active &= epoch - self._best_epoch < self._patience
+    def __init__(self, validation: Interactions, config: TrainingConfig, seed: int = 0) -> None:
+        self._log, self._config, self._seeds_S = validation, config, segment_seeds(seed, validation)
 
     @torch.no_grad()
-    def restore(self) -> None:
-        """Put every segment's best numbers back into the bank."""
-        for delta, best in self._best:
-            for name, numbers in best.items():
-                delta.get_parameter(name).copy_(numbers)
-
-    def _record(
-        self, epoch: int, training: NDArray[np.float64], validation: NDArray[np.float64]
-    ) -> None:
-        for s in np.flatnonzero(self.active):
-            self._rows.append((self._names[s], epoch, float(training[s]), float(validation[s])))
-
-    def curves(self) -> pd.DataFrame:
-        columns = ["segment", "epoch", "training_loss", "validation_loss"]
-        return pd.DataFrame(self._rows, columns=columns)
-
-    def best_epochs(self) -> dict[str, int]:
-        return {name: int(e) for name, e in zip(self._names, self._best_epoch, strict=True)}
+    def __call__(self, bank: AdapterBank, segments: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Minus the mean loss of each of `segments`; NaN where it has no held-out rows."""
+        _check_log(bank, self._log)
+        totals_S = np.zeros(self._log.num_segments)
+        weights_S = np.zeros(self._log.num_segments)
+        for batch in stratified_batches(
+            self._log,
+            segments,
+            seeds_S=self._seeds_S,
+            epoch=VALIDATION_EPOCH,
+            batch_rows=self._config.batch_rows,
+            num_negatives=self._config.num_negatives,
+            segments_per_step=max(1, self._config.step_rows // self._config.batch_rows),
+        ):
+            loss_G, _ = _losses(bank, batch, self._config)
+            rows_G = batch.weight_GB.sum(1).numpy()
+            totals_S[batch.segments_G.numpy()] += loss_G.numpy() * rows_G
+            weights_S[batch.segments_G.numpy()] += rows_G
+        return -(totals_S / np.where(weights_S > 0, weights_S, np.nan))[segments]
 
 
 def _parameter_groups(bank: AdapterBank, config: TrainingConfig) -> list[dict[str, object]]:
@@ -310,3 +255,18 @@ def _check_finite(
             f"the loss of segment {names[wrong[0]]!r} is not finite in epoch {epoch} "
             f"({len(wrong)} segments in all): lower its learning rates"
         )
+
+
+def _check_numbers(bank: AdapterBank) -> None:
+    """The last step of all comes after the last loss: it may have spoilt what no loss saw."""
+    for name, delta in bank.deltas():
+        for parameter in delta.parameters():
+            if torch.isfinite(parameter).all():
+                continue
+            for code, segment in enumerate(bank.segment_names):
+                for part, where in delta.slices(code).items():
+                    if not torch.isfinite(delta.get_parameter(part)[where]).all():
+                        raise TrainingError(
+                            f"{name}.{part} of segment {segment!r} is not finite after training: "
+                            f"lower its learning rates"
+                        )

@@ -90,3 +90,88 @@ def evaluate(
             for k in ks:
                 values[segment, user, metric, k] = METRICS[metric](ranked, relevant, k)
     return values
+
+
+# Deltas and training. Vectors are lists of floats, matrices lists of rows.
+
+Vector = Sequence[float]
+Matrix = Sequence[Vector]
+Layers = Sequence[tuple[Matrix, Vector]]
+
+
+def low_rank_row(row: Vector, a: Vector, b: Matrix, scaling: float) -> list[float]:
+    """e + scaling * a B."""
+    changed = list(row)
+    for r in range(len(a)):
+        for d in range(len(row)):
+            changed[d] += scaling * a[r] * b[r][d]
+    return changed
+
+
+def low_rank_weight(weight: Matrix, b: Matrix, a: Matrix, scaling: float) -> list[list[float]]:
+    """W + scaling * B A."""
+    changed = [list(row) for row in weight]
+    for o in range(len(weight)):
+        for i in range(len(weight[0])):
+            for r in range(len(a)):
+                changed[o][i] += scaling * b[o][r] * a[r][i]
+    return changed
+
+
+def tower(layers: Layers, u: Vector, v: Vector) -> float:
+    """MLP([u, v, u * v]) with a ReLU between layers."""
+    values = [*u, *v, *(x * y for x, y in zip(u, v, strict=True))]
+    for depth, (weight, bias) in enumerate(layers):
+        if depth > 0:
+            values = [max(0.0, value) for value in values]
+        outputs = []
+        for row, start in zip(weight, bias, strict=True):
+            total = start
+            for w, value in zip(row, values, strict=True):
+                total += w * value
+            outputs.append(total)
+        values = outputs
+    return values[0]
+
+
+def score(u: Vector, v: Vector, bias: float, layers: Layers) -> float:
+    total = bias
+    for x, y in zip(u, v, strict=True):
+        total += x * y
+    return total + tower(layers, u, v) if layers else total
+
+
+def softmax_loss(positive: float, negatives: Vector) -> float:
+    highest = max(positive, *negatives)
+    total = math.exp(positive - highest)
+    for negative in negatives:
+        total += math.exp(negative - highest)
+    return math.log(total) - (positive - highest)
+
+
+def bpr_loss(positive: float, negatives: Vector) -> float:
+    total = 0.0
+    for negative in negatives:
+        total += -math.log(1 / (1 + math.exp(negative - positive)))
+    return total / len(negatives)
+
+
+def rowwise_adagrad(
+    table: list[list[float]],
+    sums: list[float],
+    gradients: Sequence[tuple[int, Vector]],
+    lr: float,
+    eps: float,
+) -> None:
+    """One step, in place; gradients of one row are added up first."""
+    together: dict[int, list[float]] = {}
+    for row, gradient in gradients:
+        before = together.get(row, [0.0] * len(gradient))
+        together[row] = [x + y for x, y in zip(before, gradient, strict=True)]
+    for row, total in together.items():
+        mean_square = 0.0
+        for x in total:
+            mean_square += x * x / len(total)
+        sums[row] += mean_square
+        for d, x in enumerate(total):
+            table[row][d] -= lr * x / (math.sqrt(sums[row]) + eps)

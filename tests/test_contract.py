@@ -101,6 +101,13 @@ def test_integers_without_a_unit_are_refused_with_the_likely_one(tmp_path: Path,
     assert f"set time_unit; its values look like {unit!r}" in message
 
 
+def test_the_likely_unit_is_found_behind_nested_columns(tmp_path: Path) -> None:
+    columns = {"pair": pa.array([{"timestamp": "x", "b": 2.0}] * 2), **GOOD}
+    columns["timestamp"] = pa.array([NOW - 5] * 2)
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    assert "its values look like 's'" in refusal(tmp_path / "a.parquet")
+
+
 def test_a_unit_beside_parquet_timestamps_is_refused(tmp_path: Path) -> None:
     message = refusal(write(tmp_path / "a.parquet"), time_unit="s")
     assert "time_unit='s'" in message and "carries its own unit" in message

@@ -206,14 +206,20 @@ def test_read_names_a_file_that_holds_something_else(tmp_path: Path) -> None:
         assert "ids.parquet" in str(caught.value)
 
 
-def test_a_flipped_bit_is_an_error(tmp_path: Path) -> None:
+def test_a_flipped_bit_changes_no_id(tmp_path: Path) -> None:
     path = tmp_path / "ids.parquet"
-    IdMap(range(1000)).write(path)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 3] ^= 4
-    path.write_bytes(data)
-    with pytest.raises((OSError, pa.ArrowException)):
-        IdMap.read(path)
+    mapped = IdMap(range(70))
+    mapped.write(path)
+    data = path.read_bytes()
+    caught = 0
+    for position in range(len(data)):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 8]) + data[position + 1 :])
+        try:
+            # A bit that nobody reads may flip, but no id may change or go.
+            assert IdMap.read(path) == mapped
+        except (OSError, ValueError, pa.ArrowException):
+            caught += 1
+    assert caught > len(data) / 2
 
 
 def test_repr_says_how_many_of_what() -> None:

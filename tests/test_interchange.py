@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from reclora.base import BaseModel
 from reclora.interchange import BATCH_ROWS, import_base
-from reclora.ranking import UserItems, top_k
+from reclora.ranking import rank
 from reclora.tables import BaseError
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -113,8 +113,7 @@ def test_scores_and_lists_are_those_of_plain_dot_products(tmp_path: Path) -> Non
     expected = user_table @ item_table.T + bias
     asked = torch.from_numpy(base.users.rows_of([f"u{i}" for i in range(9)]))
     assert np.allclose(base.scorer().scores(asked), expected, atol=1e-5)
-    nothing = UserItems.from_pairs(torch.empty(0).long(), torch.empty(0).long(), 9)
-    lists = top_k(base.scorer(), asked, 10, seen=nothing)
+    lists = rank(base.scorer(), asked, 10)
     best = np.argsort(-expected, axis=1)[:, :10]
     found = base.items.ids_of(lists.item_rows_UK.numpy().ravel()).to_numpy().reshape(9, 10)
     assert np.array_equal(found, 39 - best)
@@ -203,6 +202,7 @@ def test_any_ids_keep_their_vectors(
         ({"user_id": ["a"], "vector": [[1.0]], "bias": [1.0]}, "drop 'bias'"),
         ({"user_id": ["a", None], "vector": [[1.0], [2.0]]}, "'user_id', row 1: expected no nulls"),
         ({"user_id": ["a", "b", "a"], "vector": [[1.0]] * 3}, "'a' occurs 2 times"),
+        ({"user_id": pa.array([b"\xff"]).view(pa.string()), "vector": [[1.0]]}, "Invalid UTF8"),
         ({"user_id": [1.5], "vector": [[1.0]]}, "'user_id': ids must be strings or integers"),
         ({"user_id": pa.array([2**63], pa.uint64()), "vector": [[1.0]]}, "'user_id'.*64-bit"),
         ({"user_id": ["a", "b"], "vector": [[1.0], None]}, "'vector', row 1: expected no nulls"),
@@ -289,6 +289,15 @@ def test_a_safetensors_file_that_does_not_fit_is_refused(
     assert str(path) in str(caught.value)
 
 
+def test_names_that_are_no_text_are_refused(tmp_path: Path, items: Path) -> None:
+    path = tmp_path / "broken.parquet"
+    content = pa.table({"user_id": ["a"], "vector": vectors([[1, 2]])})
+    pq.write_table(content, path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b"user_id", b"user_\xff\xff"))
+    with pytest.raises(BaseError, match="broken.parquet cannot be read as Parquet"):
+        import_base(path, items)
+
+
 def test_vectors_beside_a_safetensors_file_are_refused(
     tmp_path: Path, users: Path, item_ids: Path
 ) -> None:
@@ -356,4 +365,5 @@ def test_a_damaged_file_is_refused_or_gives_a_finite_base(
     except BaseError as error:
         assert str(folder) in str(error)
     else:
-        assert base.scorer().scores(torch.tensor([0])).isfinite().all()
+        for table in (base.user_table, base.item_table, base.item_bias):
+            assert table.weight_ND.isfinite().all()

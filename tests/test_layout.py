@@ -257,9 +257,10 @@ def test_a_log_without_rows_is_laid_out_empty(tmp_path: Path) -> None:
 
 
 def test_progress_ascends_to_its_total(tmp_path: Path) -> None:
-    path = write(tmp_path / "in", [("u", 1, i % 3, "s") for i in range(10)])
+    path = write(tmp_path / "in", [("", 1, 0, "s"), *(("u", 1, i % 3, "s") for i in range(9))])
     calls: list[tuple[int, int]] = []
-    prepare_log([path], tmp_path / "log", SECONDS, progress=lambda *call: calls.append(call))
+    contract = LogContract(time_unit="s", max_quarantined=0.5)
+    prepare_log([path], tmp_path / "log", contract, progress=lambda *call: calls.append(call))
     assert [done for done, _ in calls] == sorted(done for done, _ in calls)
     assert {total for _, total in calls} == {20}
     assert calls[-1] == (20, 20)

@@ -72,12 +72,16 @@ class LogFile:
 
     path: Path
     rows: int
-    columns: tuple[str, ...]
-    """Those of the contract that it has, in the contract's order."""
     kinds: dict[str, str]
-    """Column -> what must agree between files, such as "integer" or "timestamp[ms] with zone"."""
+    """Column of the contract -> what must agree between files, such as "integer" or
+    "timestamp[ms] with zone"; in the contract's order."""
     time_unit: str
     """Unit of its timestamps as stored."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the contract that the file has."""
+        return tuple(self.kinds)
 
 
 def check_files(files: Sequence[Path], contract: LogContract, *, now: float) -> list[LogFile]:
@@ -102,9 +106,7 @@ def check_files(files: Sequence[Path], contract: LogContract, *, now: float) -> 
             problems.append(str(error))
     problems += [line for file in good for line in _disagreements(file, good[0])]
     if problems:
-        raise LogError(
-            "\n".join([f"the log breaks its contract in {len(problems)} places:", *problems])
-        )
+        raise LogError("\n".join(["the log breaks its contract:", *problems]))
     return good
 
 
@@ -139,13 +141,8 @@ def _check_file(path: Path, contract: LogContract, now: float) -> LogFile:
     if problems:
         raise LogError("\n".join(f"{path}: {problem}" for problem in problems))
     kind = schema.field("timestamp").type
-    return LogFile(
-        path,
-        metadata.num_rows,
-        tuple(kinds),
-        kinds,
-        kind.unit if pa.types.is_timestamp(kind) else str(contract.time_unit),
-    )
+    time_unit = kind.unit if pa.types.is_timestamp(kind) else str(contract.time_unit)
+    return LogFile(path, metadata.num_rows, kinds, time_unit)
 
 
 def _name_problems(names: Sequence[str], contract: LogContract) -> list[str]:
@@ -202,9 +199,11 @@ def _unit_problems(
 
 def _likely_unit(metadata: pq.FileMetaData, now: float) -> str | None:
     """Return the unit that the column statistics suggest, where the file has them."""
-    position = metadata.schema.to_arrow_schema().get_field_index("timestamp")
-    for group in range(metadata.num_row_groups):
-        statistics = metadata.row_group(group).column(position).statistics
+    if metadata.num_row_groups == 0:
+        return None
+    group = metadata.row_group(0)
+    for column in map(group.column, range(group.num_columns)):
+        statistics = column.statistics if column.path_in_schema == "timestamp" else None
         if statistics is not None and statistics.has_min_max:
             return plausible_unit(statistics.max, now)
     return None

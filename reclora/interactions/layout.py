@@ -75,8 +75,8 @@ def prepare_log(
             return stored
         with workplace(folder) as work, sorting_database(work, memory_limit) as database:
             report = progress or _silent
-            quarantined, below, staged = _stage(checked, work, folder, contract, now, report)
-            written = _write_log(checked[0], work, contract, database, staged, report)
+            quarantined, below, staged = _stage(checked, work, contract, now, report)
+            written = _write_log(checked, work, contract, database, report)
             summary = LogSummary(
                 contract=contract,
                 rows_read=sum(file.rows for file in checked),
@@ -91,7 +91,7 @@ def prepare_log(
                 last=written.last,
                 inputs=inputs,
             )
-            _publish(work, folder, summary)
+            _publish(work, summary)
     return summary
 
 
@@ -116,12 +116,7 @@ class _Written:
 
 
 def _stage(
-    files: Sequence[LogFile],
-    work: Path,
-    folder: Path,
-    contract: LogContract,
-    now: float,
-    progress: Progress,
+    files: Sequence[LogFile], work: Path, contract: LogContract, now: float, progress: Progress
 ) -> tuple[dict[str, int], int, int]:
     """Write the rows that keep the contract to work/staged.parquet, as they come.
 
@@ -144,11 +139,11 @@ def _stage(
                 done += rows
                 progress(done, 2 * total)
     try:
-        quarantine.check(contract.max_quarantined, total, folder / REFUSED, now)
+        quarantine.check(contract.max_quarantined, total, work.parent / REFUSED, now)
     except LogError:
         fsync(work / QUARANTINE)
-        os.replace(work / QUARANTINE, folder / REFUSED)
-        fsync(folder)
+        os.replace(work / QUARANTINE, work.parent / REFUSED)
+        fsync(work.parent)
         raise
     return dict(quarantine.counts), below, staged
 
@@ -160,17 +155,17 @@ def _schema(file: LogFile, time: pa.DataType) -> pa.Schema:
 
 
 def _write_log(
-    file: LogFile,
+    files: Sequence[LogFile],
     work: Path,
     contract: LogContract,
     database: duckdb.DuckDBPyConnection,
-    staged: int,
     progress: Progress,
 ) -> _Written:
     """Merge duplicates of the staged rows, sort them and write work/log.parquet."""
-    schema = _schema(file, pa.timestamp("us", "UTC"))
+    total = sum(file.rows for file in files)
+    schema = _schema(files[0], pa.timestamp("us", "UTC"))
     written = _Written()
-    sorted_rows = database.sql(_sorting(file.columns, contract, work)).to_arrow_reader(BATCH_ROWS)
+    sorted_rows = database.sql(_sorting(schema.names, contract, work)).to_arrow_reader(BATCH_ROWS)
     with pq.ParquetWriter(
         work / LOG, schema, compression="zstd", write_page_checksum=True
     ) as writer:
@@ -178,8 +173,8 @@ def _write_log(
             rows = rows.cast(schema).combine_chunks()
             writer.write_table(rows, row_group_size=GROUP_ROWS)
             written.add(rows)
-            progress(staged + written.rows, 2 * staged)
-    progress(2 * staged, 2 * staged)
+            progress(total + written.rows, 2 * total)
+    progress(2 * total, 2 * total)
     return written
 
 
@@ -227,8 +222,9 @@ def _write_ids(column: str, work: Path, name: str, database: duckdb.DuckDBPyConn
     return len(ids)
 
 
-def _publish(work: Path, folder: Path, summary: LogSummary) -> None:
-    """Move the finished files to their names; the summary goes first and comes last."""
+def _publish(work: Path, summary: LogSummary) -> None:
+    """Move the finished files to their names; the old summary goes first, the new comes last."""
+    folder = work.parent
     write_text(work / SUMMARY, summary.to_json())
     (folder / SUMMARY).unlink(missing_ok=True)
     fsync(folder)

@@ -71,7 +71,7 @@ class Interactions:
         timestamps: ArrayLike,
         weights: ArrayLike | None = None,
     ) -> "Interactions":
-        """Sort n rows, given in any order, by (segment, timestamp, user row, item row).
+        """Sort n rows, given in any order, by (segment, timestamp, user row, item row, weight).
 
         Args:
             users, items: the id maps that the rows are of.
@@ -103,6 +103,8 @@ class Interactions:
         keys = [codes, columns["timestamps"], columns["user_rows"], columns["item_rows"]]
         if weights is not None:
             weights = np.asarray(weights, np.float32)
+            if weights.shape != codes.shape:
+                raise ValueError(f"weights must be of shape {codes.shape}, got {weights.shape}")
             keys.append(weights)
         order = np.lexsort(keys[::-1])
         return cls(
@@ -118,7 +120,7 @@ class Interactions:
     def read(cls, folder: Path) -> "Interactions":
         """Read the log that `prepare_log` laid out in `folder`, verifying page checksums.
 
-        It streams: beside the arrays and the id maps it holds one batch of rows.
+        It streams: beside the arrays and the id maps it holds one row group.
 
         Raises:
             LogError: the folder holds no complete log; or a file is damaged, or of another log.
@@ -211,6 +213,31 @@ class Interactions:
             item_rows=self.item_rows,
             timestamps=self.timestamps,
             weights=self.weights,
+        )
+
+    def joined(self, other: "Interactions") -> "Interactions":
+        """Return the rows of both logs, which are on the same id maps and segments.
+
+        Raises:
+            ValueError: they are not, or only one has weights.
+        """
+        mine, its = (self.users, self.items), (other.users, other.items)
+        if mine != its or self.segment_names != other.segment_names:
+            raise ValueError(f"{self!r} and {other!r} must be on the same id maps and segments")
+        if (self.weights is None) != (other.weights is None):
+            raise ValueError("logs to join must both have weights or both have none")
+        weights = None
+        if self.weights is not None and other.weights is not None:
+            weights = np.concatenate([self.weights, other.weights])
+        return Interactions.from_arrays(
+            users=self.users,
+            items=self.items,
+            segment_names=self.segment_names,
+            segments=np.concatenate([self.segment_rows, other.segment_rows]),
+            user_rows=np.concatenate([self.user_rows, other.user_rows]),
+            item_rows=np.concatenate([self.item_rows, other.item_rows]),
+            timestamps=np.concatenate([self.timestamps, other.timestamps]),
+            weights=weights,
         )
 
     def onto(self, users: IdMap, items: IdMap) -> tuple["Interactions", UnknownCounts]:

@@ -169,7 +169,13 @@ def _stored_batches(file: LogFile) -> Iterator[pa.RecordBatch]:
         with pq.ParquetFile(
             file.path, page_checksum_verification=True, buffer_size=1 << 20, pre_buffer=False
         ) as parquet:
-            yield from parquet.iter_batches(BATCH_ROWS, columns=list(file.columns))
+            rows = 0
+            for batch in parquet.iter_batches(BATCH_ROWS, columns=list(file.columns)):
+                yield batch
+                rows += batch.num_rows
+        # Page headers have no checksum: a flipped bit there can hide rows.
+        if rows != file.rows:
+            raise LogError(f"{file.path}: damaged: expected {file.rows:,} rows, got {rows:,}")
     except (OSError, pa.ArrowException) as error:
         raise LogError(f"{file.path}: damaged: {error}") from error
 

@@ -5,20 +5,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from reclora.interactions.contract import LogError
 from reclora.interactions.ids import IdMap
-from reclora.interactions.layout import ITEM_IDS, LOG, USER_IDS
-from reclora.interactions.reading import BATCH_ROWS
+from reclora.interactions.layout import GROUP_ROWS, ITEM_IDS, LOG, USER_IDS
 from reclora.interactions.summary import LogSummary
 
 
 def read_log(folder: Path) -> dict[str, Any]:
     """Return the fields of the `Interactions` that `prepare_log` laid out in `folder`.
 
-    It streams: beside the arrays and the id maps it holds one batch of rows.
+    It streams: beside the arrays and the id maps it holds one row group.
 
     Raises:
         LogError: the folder holds no complete log; or a file is damaged, or of another log.
@@ -26,19 +25,13 @@ def read_log(folder: Path) -> dict[str, Any]:
     summary = LogSummary.read(folder)
     try:
         users, items = IdMap.read(folder / USER_IDS), IdMap.read(folder / ITEM_IDS)
+        _check_count(USER_IDS, "ids", len(users), summary.users)
+        _check_count(ITEM_IDS, "ids", len(items), summary.items)
         arrays = _read_arrays(folder / LOG, summary, users, items)
         segments = arrays.pop("segments")
-        known = {
-            "segment": segments,
-            "user_id": arrays["user_rows"],
-            "item_id": arrays["item_rows"],
-        }
-        for column, rows in known.items():
-            if (rows < 0).any():
-                raise LogError(f"{LOG}, row {np.argmax(rows < 0)}: {column} is in no other file")
         if (np.diff(segments) < 0).any():
             raise LogError(f"expected {LOG} sorted by segment, got another order")
-    except (TypeError, ValueError, OSError, pa.ArrowException) as error:
+    except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error:
         raise LogError(f"{folder}: damaged, lay the log out again: {error}") from error
     return {
         "users": users,
@@ -50,25 +43,26 @@ def read_log(folder: Path) -> dict[str, Any]:
 
 
 def _read_arrays(path: Path, summary: LogSummary, users: IdMap, items: IdMap) -> dict[str, Any]:
-    names = pa.array(summary.segments, pa.large_string())
+    names = IdMap(pa.array(summary.segments, pa.string()))
     segments, user_rows, item_rows, timestamps = np.empty((4, summary.rows_kept), np.int64)
     weights = None
     with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
-        if file.metadata.num_rows != summary.rows_kept:
-            raise LogError(f"expected {summary.rows_kept} rows, got {file.metadata.num_rows}")
+        _check_count(path.name, "rows", file.metadata.num_rows, summary.rows_kept)
         columns = [name for name in file.schema_arrow.names if name != "label"]
         if "weight" in columns:
             weights = np.empty(summary.rows_kept, np.float32)
         start = 0
-        for batch in file.iter_batches(BATCH_ROWS, columns=columns):
+        # Each lookup hashes the whole id map, so few and large batches.
+        for batch in file.iter_batches(GROUP_ROWS, columns=columns):
             rows = slice(start, start + batch.num_rows)
-            segments[rows] = pc.index_in(batch["segment"], value_set=names).fill_null(-1)
-            user_rows[rows] = users.rows_of(batch["user_id"])
-            item_rows[rows] = items.rows_of(batch["item_id"])
+            segments[rows] = _rows_of(names, batch, "segment", start)
+            user_rows[rows] = _rows_of(users, batch, "user_id", start)
+            item_rows[rows] = _rows_of(items, batch, "item_id", start)
             timestamps[rows] = batch["timestamp"].cast(pa.int64())
             if weights is not None:
                 weights[rows] = batch["weight"]
             start += batch.num_rows
+    _check_count(path.name, "readable rows", start, summary.rows_kept)
     return {
         "segments": segments,
         "user_rows": user_rows,
@@ -76,3 +70,16 @@ def _read_arrays(path: Path, summary: LogSummary, users: IdMap, items: IdMap) ->
         "timestamps": timestamps,
         "weights": weights,
     }
+
+
+def _rows_of(ids: IdMap, batch: pa.RecordBatch, column: str, start: int) -> NDArray[np.int64]:
+    rows = ids.rows_of(batch[column])
+    unknown = np.flatnonzero(rows < 0)
+    if unknown.size:
+        raise LogError(f"{LOG}, row {start + unknown[0]:,}: {column} is in no other file")
+    return rows
+
+
+def _check_count(name: str, what: str, found: int, expected: int) -> None:
+    if found != expected:
+        raise LogError(f"expected {expected:,} {what} in {name}, got {found:,}")

@@ -1,0 +1,133 @@
+"""The verbs: `reclora demo | prepare | pretrain | retrain | doctor`.
+
+Nothing heavy is imported before a verb needs it, so that `--help` answers at once. Results go to
+stdout, progress and errors to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from .run import RunSettings
+
+app = typer.Typer(
+    name="reclora",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="LoRA for recommenders: one frozen base, an adapter per segment, measured offline.",
+)
+
+SettingsFile = Annotated[Path, typer.Argument(help="The run's settings, a TOML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Replace one setting; repeatable."),
+]
+
+
+@app.command()
+def demo(
+    segment_by: Annotated[
+        str, typer.Option(help="What a segment is: age_group, gender or occupation.")
+    ] = "age_group",
+    data: Annotated[
+        Path | None,
+        typer.Option(help="A folder with MovieLens in a public format; else ML-100K is taken."),
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
+    overrides: Overrides = None,
+) -> None:
+    """The main job on MovieLens 100K: pretrain, adapt per segment, evaluate, report.
+
+    Example: reclora demo --segment-by gender
+    """
+    from .demo import demo as run_demo
+    from .summary import print_outcome
+
+    outcome = run_demo(segment_by, data, folder, overrides or [])
+    other = "occupation" if segment_by != "occupation" else "gender"
+    print_outcome(outcome, f"reclora demo --segment-by {other}")
+
+
+@app.command()
+def prepare(settings: SettingsFile, overrides: Overrides = None) -> None:
+    """Check the interaction log and lay it out by segment.
+
+    Example: reclora prepare run.toml
+    """
+    from .prepare import prepare as run_prepare
+    from .summary import print_log
+
+    loaded = _load(settings, overrides)
+    print_log(run_prepare(loaded), loaded.log_folder, f"reclora pretrain {settings}")
+
+
+@app.command()
+def pretrain(settings: SettingsFile, overrides: Overrides = None) -> None:
+    """Make the base model from the log's first window, or import its tables.
+
+    Example: reclora pretrain run.toml --set base.embedding_dim=64
+    """
+    from .prepare import prepare as run_prepare
+    from .pretrain import pretrain as run_pretrain
+
+    loaded = _load(settings, overrides)
+    base = run_pretrain(loaded, run_prepare(loaded).inputs)
+    typer.echo(f"{base!r}\n{loaded.base_folder}\nnext: reclora retrain {settings}")
+
+
+@app.command()
+def retrain(settings: SettingsFile, overrides: Overrides = None) -> None:
+    """Train one adapter per segment in one pass, publish, evaluate and report.
+
+    Example: reclora retrain run.toml
+    """
+    from .retrain import retrain as run_retrain
+    from .summary import print_outcome
+
+    given = f"repeat='reclora retrain {settings}'"
+    print_outcome(run_retrain(_load(settings, [given, *(overrides or [])])), None)
+
+
+@app.command()
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what is installed, what fits and what to do.
+
+    Example: reclora doctor
+    """
+    from .doctor import run
+
+    raise typer.Exit(run(json))
+
+
+def _load(settings: Path, overrides: list[str] | None) -> RunSettings:
+    from .run import RunSettings
+    from .settings import load
+
+    return load(settings, RunSettings, overrides or [])
+
+
+def main() -> None:
+    """The console command."""
+    from reclora.environment import WrongEnvironmentError, check_environment
+
+    try:
+        if not {"--help", "doctor"} & set(sys.argv[1:2]):
+            check_environment()
+        app()
+    except KeyboardInterrupt:
+        print(
+            "interrupted; run the same command again: what was finished is reused", file=sys.stderr
+        )
+        sys.exit(130)
+    except (WrongEnvironmentError, ValueError, OSError, RuntimeError, KeyError) as error:
+        print(f"reclora: {error}", file=sys.stderr)
+        sys.exit(2 if type(error).__name__ == "SettingsError" else 1)

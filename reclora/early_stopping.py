@@ -1,0 +1,82 @@
+"""Early stopping as a mask: which segments still train, and which epoch of each is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reclora.bank import AdapterBank
+from reclora.deltas import TableDelta, WeightDelta
+from reclora.interactions import Interactions
+
+Judge = Callable[[AdapterBank, NDArray[np.int64]], NDArray[np.float64]]
+"""How good a bank's adapters of some segments (codes) are: a number each, higher is better, NaN
+where there is nothing to judge by."""
+
+
+class EarlyStopping:
+    """Which segments still train, and the best numbers of each so far."""
+
+    def __init__(self, bank: AdapterBank, log: Interactions, patience: int) -> None:
+        self._bank, self._names, self._patience = bank, log.segment_names, patience
+        self.active = _weights(log) > 0
+        self._best_score = np.full(len(self._names), -np.inf)
+        self._best_epoch = np.zeros(len(self._names), dtype=np.int64)
+        self._best: list[tuple[TableDelta | WeightDelta, dict[str, Tensor]]] = []
+        self._rows: list[tuple[str, int, float, float]] = []
+
+    def note(self, epoch: int, training_loss: NDArray[np.float64]) -> None:
+        """No judge: the last epoch is the best."""
+        self._best_epoch[self.active] = epoch
+        self._record(epoch, training_loss, np.full(len(self._names), np.nan))
+
+    def judge(
+        self, epoch: int, training_loss: NDArray[np.float64], scores: NDArray[np.float64]
+    ) -> None:
+        """Keep the numbers of the segments that got better; stop those whose patience is over."""
+        score_S = np.full(len(self._names), np.nan)
+        score_S[self.active] = scores
+        self._record(epoch, training_loss, score_S)
+        self.active &= ~np.isnan(score_S)
+        better = self.active & (score_S > self._best_score)
+        self._best_score[better], self._best_epoch[better] = score_S[better], epoch
+        if not self._best:
+            self._best = [
+                (delta, {name: p.detach().clone() for name, p in delta.named_parameters()})
+                for _, delta in self._bank.deltas()
+            ]
+        for delta, best in self._best:
+            for segment in np.flatnonzero(better):
+                for name, part in delta.slices(int(segment)).items():
+                    best[name][part] = delta.get_parameter(name).detach()[part]
+        self.active &= epoch - self._best_epoch < self._patience
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put every segment's best numbers back into the bank."""
+        for delta, best in self._best:
+            for name, numbers in best.items():
+                delta.get_parameter(name).copy_(numbers)
+
+    def _record(
+        self, epoch: int, training: NDArray[np.float64], validation: NDArray[np.float64]
+    ) -> None:
+        for s in np.flatnonzero(self.active):
+            self._rows.append((self._names[s], epoch, float(training[s]), float(validation[s])))
+
+    def curves(self) -> pd.DataFrame:
+        columns = ["segment", "epoch", "training_loss", "score"]
+        return pd.DataFrame(self._rows, columns=columns)
+
+    def best_epochs(self) -> dict[str, int]:
+        return {name: int(e) for name, e in zip(self._names, self._best_epoch, strict=True)}
+
+
+def _weights(log: Interactions) -> NDArray[np.float64]:
+    """The weight of each segment's rows together; 0 where nothing can train or judge."""
+    return np.bincount(log.segment_rows, log.weights, log.num_segments).astype(np.float64)

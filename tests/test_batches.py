@@ -1,0 +1,182 @@
+"""Batches are a function of seed, segment, epoch and place alone; negatives are uniform."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.stats import chisquare
+
+from reclora.batches import (
+    draw_negatives,
+    epoch_order,
+    mix,
+    segment_seed,
+    segment_seeds,
+    stratified_batches,
+)
+from reclora.interactions import Interactions
+from tests.small_worlds import SIZES, make_base, make_log
+
+BASE = make_base()
+sizes = st.dictionaries(st.text(max_size=5), st.integers(0, 12), min_size=1, max_size=6)
+
+
+def order_of(log: Interactions, epoch: int = 1, seed: int = 0) -> dict[str, list[int]]:
+    """The places within its segment of each segment's rows, in the order of an epoch."""
+    order = epoch_order(log, segment_seeds(seed, log), epoch)
+    parts = np.split(order, log.offsets[1:-1])
+    return {
+        name: (part - start).tolist()
+        for name, part, start in zip(log.segment_names, parts, log.offsets, strict=False)
+    }
+
+
+def triples(
+    log: Interactions, active: NDArray[np.int64], per_step: int, num_negatives: int = 5
+) -> dict[str, list[tuple[object, ...]]]:
+    """What each segment sees in an epoch, step by step."""
+    seen: dict[str, list[tuple[object, ...]]] = {name: [] for name in log.segment_names}
+    for batch in stratified_batches(
+        log,
+        active,
+        seeds_S=segment_seeds(3, log),
+        epoch=2,
+        batch_rows=4,
+        num_negatives=num_negatives,
+        segments_per_step=per_step,
+    ):
+        assert len(batch.segments_G) <= per_step
+        assert batch.negative_GJ.shape == (len(batch.segments_G), num_negatives)
+        for g, code in enumerate(batch.segments_G.tolist()):
+            inside = batch.weight_GB[g] > 0
+            seen[log.segment_names[code]].append(
+                (
+                    batch.user_GB[g][inside].tolist(),
+                    batch.item_GB[g][inside].tolist(),
+                    batch.weight_GB[g][inside].tolist(),
+                    batch.negative_GJ[g].tolist(),
+                )
+            )
+    return seen
+
+
+def test_mix_is_splitmix64() -> None:
+    """The published generator, seed 0: counters are multiples of its odd constant."""
+    counters = np.arange(3, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    expected = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    assert [int(number) for number in mix(counters)] == expected
+
+
+@given(sizes, st.integers(0, 1000))
+@settings(deadline=None)
+def test_an_epochs_order_is_a_permutation_of_each_segment(
+    sizes: dict[str, int], epoch: int
+) -> None:
+    for name, places in order_of(make_log(BASE, sizes), epoch).items():
+        assert sorted(places) == list(range(sizes[name]))
+
+
+@given(sizes)
+@settings(deadline=None)
+def test_an_epochs_order_is_the_same_in_any_company(sizes: dict[str, int]) -> None:
+    log = make_log(BASE, sizes)
+    together = order_of(log)
+    for name in sizes:
+        assert order_of(log.only(name)) == {name: together[name]}
+
+
+def test_an_epochs_order_changes_with_epoch_seed_and_segment() -> None:
+    log = make_log(BASE, {"a": 60, "b": 60})
+    orders = [order_of(log), order_of(log, epoch=2), order_of(log, seed=1)]
+    lists = [tuple(places) for order in orders for places in order.values()]
+    assert len(set(lists)) == 6
+
+
+def test_the_first_row_of_an_epoch_is_uniform() -> None:
+    log = make_log(BASE, {"a": 10})
+    firsts = [order_of(log, epoch)["a"][0] for epoch in range(2000)]
+    assert chisquare(np.bincount(firsts, minlength=10)).pvalue > 1e-3
+
+
+def test_seeds_depend_on_seed_and_name_only_and_hold_any_name() -> None:
+    names = ["a", "b", "", "日本", "a\0b", "\ud800"]
+    seeds = [segment_seed(seed, name) for seed in (0, 1) for name in names]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 1 << 63 for seed in seeds)
+    log = make_log(BASE)
+    assert segment_seeds(7, log).tolist() == [segment_seed(7, name) for name in SIZES]
+
+
+@pytest.mark.parametrize("num_items", [7, 1000])
+def test_negatives_are_uniform_and_independent(num_items: int) -> None:
+    """Single draws are uniform, and so is the difference of each draw and a neighbour."""
+    seeds = np.array([segment_seed(0, "a"), segment_seed(0, "b")], dtype=np.uint64)
+    drawn_TGJ = np.stack(
+        [
+            draw_negatives(seeds, epoch, step, (2, 64), num_items).numpy()
+            for epoch in (1, 2)
+            for step in range(200)
+        ]
+    )
+    for uniform in (
+        drawn_TGJ,
+        drawn_TGJ[:, 0],
+        drawn_TGJ[:, :, :8],
+        drawn_TGJ[1:] - drawn_TGJ[:-1],
+        drawn_TGJ[200:] - drawn_TGJ[:200],
+        drawn_TGJ[:, 1] - drawn_TGJ[:, 0],
+        drawn_TGJ[:, :, 1:] - drawn_TGJ[:, :, :-1],
+    ):
+        counts = np.bincount(uniform.ravel() % num_items, minlength=num_items)
+        assert chisquare(counts).pvalue > 1e-3
+
+
+def test_steps_epochs_and_segments_draw_new_negatives() -> None:
+    """Of so many items no two draws of 64 x 64 x 2 x 2 should be the same (one in 500 seeds)."""
+    seeds = np.array([segment_seed(0, "a"), segment_seed(0, "b")], dtype=np.uint64)
+    drawn = [
+        draw_negatives(seeds, epoch, step, (2, 64), 2**36).numpy()
+        for epoch in (1, 2)
+        for step in range(64)
+    ]
+    assert len(np.unique(drawn)) == 2 * 64 * 2 * 64
+
+
+@given(sizes, st.integers(1, 7))
+@settings(deadline=None)
+def test_an_epoch_has_every_row_once(sizes: dict[str, int], per_step: int) -> None:
+    log = make_log(BASE, sizes, weighted=True)
+    assert log.weights is not None
+    seen = triples(log, np.arange(len(sizes)), per_step)
+    for name in sizes:
+        only = log.only(name)
+        assert only.weights is not None
+        rows = zip(
+            only.user_rows.tolist(), only.item_rows.tolist(), only.weights.tolist(), strict=True
+        )
+        drawn = [
+            row
+            for users, items, weights, _ in seen[name]
+            for row in zip(users, items, weights, strict=True)  # type: ignore[call-overload]
+        ]
+        assert sorted(drawn) == sorted(rows)
+
+
+@given(sizes, st.integers(1, 7), st.data())
+@settings(deadline=None)
+def test_a_segment_sees_the_same_batches_in_any_company(
+    sizes: dict[str, int], per_step: int, data: st.DataObject
+) -> None:
+    log = make_log(BASE, sizes)
+    active = np.flatnonzero([data.draw(st.booleans()) for _ in sizes])
+    seen = triples(log, active, per_step)
+    for code, name in enumerate(sizes):
+        alone = triples(log.only(name), np.array([0]), 1)[name]
+        assert seen[name] == (alone if code in active else [])
+
+
+def test_more_negatives_than_items_is_no_error() -> None:
+    seen = triples(make_log(BASE, {"a": 3}), np.array([0]), 1, num_negatives=200)
+    negatives = seen["a"][0][3]
+    assert set(negatives) == set(range(30))  # type: ignore[call-overload]

@@ -1,0 +1,470 @@
+"""The laws of training: isolation, one pass = each alone, frozen base, recovery, determinism."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reclora.adapters import FULL, AdapterConfig
+from reclora.bank import AdapterBank
+from reclora.base import BaseModel
+from reclora.batches import segment_seeds, stratified_batches
+from reclora.datasets.planted import PlantedConfig, PlantedWorld, plant
+from reclora.evaluation import EvaluationConfig, evaluate, hold_out
+from reclora.interactions import IdMap, Interactions
+from reclora.optim import RowwiseAdagrad
+from reclora.training import HeldOutLoss, Training, TrainingConfig, TrainingError, train
+from tests import reference
+from tests.small_worlds import KINDS, SIZES, fill, make_base, make_log, numbers
+
+BASE = make_base()
+LOG = make_log(BASE)
+VALIDATION = LOG.select(np.arange(len(LOG)) % 3 == 0)
+"""A part of the log itself, so that training helps; not of the segment of one row."""
+SURPRISE = make_log(BASE, {name: size // 3 for name, size in SIZES.items()}, seed=1)
+"""Other random rows, so that training stops helping soon."""
+SHORT = TrainingConfig(
+    epochs=4, patience=2, batch_rows=16, num_negatives=20, l2=0.01, rows_lr=0.1, bias_lr=0.2
+)
+
+
+def trained(
+    kind: str,
+    log: Interactions = LOG,
+    validation: Interactions | None = VALIDATION,
+    config: TrainingConfig = SHORT,
+    seed: int = 9,
+) -> tuple[AdapterBank, Training]:
+    bank = AdapterBank.for_log(BASE, log, KINDS[kind], seed)
+    judge = None if validation is None else HeldOutLoss(validation, config, seed)
+    return bank, train(bank, log, config, judge=judge, seed=seed)
+
+
+def largest_difference(left: AdapterBank, right: AdapterBank, segment: str) -> float:
+    ours, theirs = left.adapter(segment).tensors, right.adapter(segment).tensors
+    assert ours.keys() == theirs.keys()
+    return max(
+        (float((ours[n].double() - theirs[n].double()).abs().max()) for n in ours if len(ours[n])),
+        default=0.0,
+    )
+
+
+def sha256_of(base: BaseModel) -> str:
+    digest = hashlib.sha256()
+    for table in (base.user_table, base.item_table, base.item_bias):
+        digest.update(table.weight_ND.numpy().tobytes() + table.mean_D.numpy().tobytes())
+    assert base.tower is not None
+    for tensor in (*base.tower.weights, *base.tower.biases):
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+# The laws.
+
+
+@pytest.mark.parametrize("kind", ["rows", "full"])
+@pytest.mark.parametrize("loss", ["softmax", "bpr"])
+def test_isolation_of_the_segments_that_do_not_train(kind: str, loss: str) -> None:
+    """Other segments' numbers, and the optimizer's state of them, stay byte for byte."""
+    trains = {"日本", "one row"}
+    rows = np.isin(LOG.segment_rows, [list(SIZES).index(name) for name in trains])
+    bank = fill(AdapterBank.for_log(BASE, LOG, KINDS[kind]), seed=3)
+    before = {name: numbers(bank, name) for name in SIZES}
+    config = replace(SHORT, loss=loss)  # type: ignore[arg-type]
+    train(bank, LOG.select(rows), config, judge=None)
+    for name in SIZES:
+        assert (numbers(bank, name) == before[name]) == (name not in trains), name
+
+
+@pytest.mark.parametrize("kind", ["rows", "full"])
+def test_isolation_of_the_optimizers_state(kind: str) -> None:
+    bank = AdapterBank.for_log(BASE, LOG, KINDS[kind])
+    optimizer = RowwiseAdagrad(bank.parameters(), lr=0.1)
+    ids, segments = torch.from_numpy(LOG.user_rows[:8]).view(1, -1), torch.tensor([0])
+    items = torch.from_numpy(LOG.item_rows[:8]).view(1, -1)
+    scores = (bank.users(ids, segments)[0] * bank.items(items, segments)[0]).sum()
+    torch.autograd.backward(scores + bank.biases(items, segments).sum())
+    optimizer.step()
+    for name, delta in bank.deltas():
+        for code in range(len(SIZES)):
+            for parameter, part in delta.slices(code).items():
+                total = optimizer.state[delta.get_parameter(parameter)]["sum"][part]
+                if code != 0:
+                    assert not total.any()
+                elif name in ("item_bias", "item_table") and parameter in ("a", "d"):
+                    touched = len(set(LOG.item_rows[:8].tolist()))
+                    assert int((total > 0).sum()) == touched
+
+
+@pytest.mark.parametrize("kind", ["rows", "full", "bias", "tower"])
+@pytest.mark.parametrize("loss", ["softmax", "bpr"])
+def test_one_pass_equals_each_alone(kind: str, loss: str) -> None:
+    """Equal but for the last bits: a product of one matrix and one of many round differently."""
+    config = replace(SHORT, loss=loss)  # type: ignore[arg-type]
+    together, result = trained(kind, config=config)
+    narrow, narrow_result = trained(kind, config=replace(config, step_rows=40))
+    assert narrow_result.steps > result.steps
+    assert narrow_result.best_epoch == result.best_epoch
+    for name in SIZES:
+        alone, alone_result = trained(kind, LOG.only(name), VALIDATION.only(name), config)
+        assert alone_result.best_epoch[name] == result.best_epoch[name]
+        assert largest_difference(together, alone, name) < 1e-5
+        assert largest_difference(together, narrow, name) < 1e-5
+        curve = result.curves[result.curves["segment"] == name].reset_index(drop=True)
+        pd.testing.assert_frame_equal(alone_result.curves, curve, atol=1e-5, check_dtype=False)
+    fresh = AdapterBank.for_log(BASE, LOG, KINDS[kind], 9)
+    assert largest_difference(together, fresh, "market 0") > 0.05
+
+
+def test_one_pass_equals_each_alone_without_validation_and_with_weights() -> None:
+    log = make_log(BASE, weighted=True)
+    together, _ = trained("rows", log, None)
+    for name in SIZES:
+        alone, _ = trained("rows", log.only(name), None)
+        assert largest_difference(together, alone, name) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["rows", "full"])
+def test_the_base_is_frozen(kind: str, tmp_path: Path) -> None:
+    BASE.save(tmp_path / "base")
+    files = {path: path.read_bytes() for path in (tmp_path / "base").iterdir()}
+    mapped = BaseModel.load(tmp_path / "base")
+    for base in (BASE, mapped):
+        before = sha256_of(base)
+        bank = AdapterBank.for_log(base, LOG, KINDS[kind])
+        train(bank, LOG, SHORT, judge=HeldOutLoss(VALIDATION, SHORT))
+        bank.merged("日本")
+        assert sha256_of(base) == before
+        assert all(parameter.abs().max() > 0 for parameter in bank.parameters())
+    mapped.verify()
+    assert {path: path.read_bytes() for path in files} == files
+
+
+@pytest.mark.parametrize("kind", ["rows", "full"])
+def test_determinism_same_seed_same_bytes(kind: str) -> None:
+    (first, result), (same, again), (other, _) = (trained(kind, seed=s) for s in (9, 9, 10))
+    pd.testing.assert_frame_equal(result.curves, again.curves, check_exact=True)
+    for name in SIZES:
+        assert numbers(first, name) == numbers(same, name)
+    assert numbers(first, "日本") != numbers(other, "日本")
+    bank = AdapterBank.for_log(BASE, LOG, KINDS[kind], 9)
+    train(bank, LOG, SHORT, judge=HeldOutLoss(VALIDATION, SHORT, 10), seed=10)
+    assert numbers(first, "日本") != numbers(bank, "日本")
+
+
+# Recovery: the base is the truth before the cut, and adapters have to find what shifted.
+
+
+def planted(config: PlantedConfig) -> tuple[PlantedWorld, BaseModel, list[Interactions]]:
+    """A world, its true base, and its adapt window cut 8 : 1 : 1 by time."""
+    world = plant(config)
+    chunks = list(world.chunks())
+    users, items, times = (
+        np.concatenate([getattr(chunk, name) for chunk in chunks])
+        for name in ("user_rows", "item_rows", "timestamps")
+    )
+    base = BaseModel.of(
+        IdMap(world.user_ids),
+        IdMap(world.item_ids),
+        torch.from_numpy(world.user_vectors),
+        torch.from_numpy(world.item_vectors),
+        torch.from_numpy(world.item_bias),
+    )
+    log = Interactions.from_arrays(
+        users=base.users,
+        items=base.items,
+        segment_names=world.segment_names,
+        segments=world.user_segment[users],
+        user_rows=users,
+        item_rows=items,
+        timestamps=times,
+    )
+    cut = int(world.cut_time.timestamp() * 1e6)
+    ends = [cut, *np.quantile(times[times >= cut], [0.8, 0.9]), math.inf]
+    parts = [
+        log.select((log.timestamps >= first) & (log.timestamps < last))
+        for first, last in zip(ends, ends[1:], strict=False)
+    ]
+    return world, base, parts
+
+
+def lifts(base: BaseModel, bank: AdapterBank, test: Interactions) -> dict[str, NDArray[np.float64]]:
+    """NDCG@10 with the adapter minus that of the base, per segment, one number a user."""
+    config = EvaluationConfig(ks=(10,), metrics=("ndcg",))
+    # A user of the planted world may choose an item again: nothing counts as seen.
+    held_out = hold_out(test, test.select(np.zeros(len(test), bool)), config)
+    frozen = base.scorer()
+    before, after = (
+        evaluate(held_out, scorer_of, model="", run="", seed=0)
+        for scorer_of in (lambda _: frozen, bank.scorer)
+    )
+    change = after["value"] - before["value"]
+    return {str(name): part.to_numpy() for name, part in change.groupby(after["segment"])}
+
+
+def largest_angle(rows: Tensor, others: Tensor) -> float:
+    """The largest principal angle between two row spaces, in degrees."""
+    bases = [torch.linalg.qr(each.double().T).Q for each in (rows, others)]
+    cosines = torch.linalg.svdvals(bases[0].T @ bases[1]).clamp(max=1)
+    return math.degrees(math.acos(float(cosines.min())))
+
+
+def check_recovery(config: PlantedConfig, training: TrainingConfig, degrees: float) -> None:
+    world, base, (log, validation, test) = planted(config)
+    kinds = AdapterConfig(user_table="none", tower="none", rank=config.rank, alpha=config.rank)
+    bank = AdapterBank.for_log(base, log, kinds)
+    train(bank, log, training, judge=HeldOutLoss(validation, training))
+    lift = lifts(base, bank, test)
+    for name in world.shifted_segments:
+        error = lift[name].std() / len(lift[name]) ** 0.5
+        assert lift[name].mean() > 0.1 and lift[name].mean() > 5 * error, name
+        found = bank.adapter(name).tensors["item_table.b"]
+        planted_rows = torch.from_numpy(world.segment_shift(name)[1])
+        assert largest_angle(found, planted_rows) < degrees, name
+    for name in world.unshifted_segments:
+        error = lift[name].std() / len(lift[name]) ** 0.5
+        assert lift[name].mean() >= -3 * error and lift[name].mean() > -0.03, name
+
+
+def test_recovery_of_the_planted_shift() -> None:
+    """Random planes of 8 dimensions are 37 degrees or more apart in 999 of 1000 cases."""
+    config = PlantedConfig(
+        num_users=600,
+        num_items=200,
+        dim=8,
+        num_segments=5,
+        num_base_interactions=100,
+        num_interactions=40_000,
+        bias_shift=0.5,
+    )
+    training = TrainingConfig(rows_lr=0.2, epochs=12, patience=2, num_negatives=32)
+    check_recovery(config, training, degrees=12)
+
+
+@pytest.mark.slow
+def test_recovery_in_a_larger_world() -> None:
+    config = PlantedConfig(
+        num_users=4000, num_items=500, num_base_interactions=100, num_interactions=150_000
+    )
+    training = TrainingConfig(rows_lr=0.2, epochs=12, patience=2)
+    check_recovery(config, training, degrees=12)
+
+
+# What a step is, and when training stops.
+
+
+@pytest.mark.parametrize("loss", ["softmax", "bpr"])
+def test_the_first_losses_equal_plain_loops(loss: str) -> None:
+    """Before training: the base's own loss on validation rows, weighted, masked, by the formula."""
+    base = make_base(num_users=9, num_items=7, dim=3, hidden=(4,))
+    sizes = {"a": 9, "b": 3}
+    log, held_out = make_log(base, sizes), make_log(base, sizes, seed=1, weighted=True)
+    config = TrainingConfig(loss=loss, epochs=1, batch_rows=4, num_negatives=6)  # type: ignore[arg-type]
+    bank = AdapterBank.for_log(base, log, KINDS["rows"])
+    curves = train(bank, log, config, judge=HeldOutLoss(held_out, config, 4), seed=4).curves
+    scores = base.scorer().scores(torch.arange(9)).tolist()
+    formula = reference.softmax_loss if loss == "softmax" else reference.bpr_loss
+    for code, name in enumerate(sizes):
+        total = weights = 0.0
+        for batch in stratified_batches(
+            held_out,
+            np.array([code]),
+            seeds_S=segment_seeds(4, held_out),
+            epoch=1 << 20,
+            batch_rows=4,
+            num_negatives=6,
+            segments_per_step=1,
+        ):
+            negatives = batch.negative_GJ[0].tolist()
+            for user, item, weight in zip(
+                batch.user_GB[0].tolist(),
+                batch.item_GB[0].tolist(),
+                batch.weight_GB[0].tolist(),
+                strict=True,
+            ):
+                others = [scores[user][j] if j != item else -1e9 for j in negatives]
+                total += weight * formula(scores[user][item], others)
+                weights += weight
+        found = curves[(curves["segment"] == name) & (curves["epoch"] == 0)]
+        assert found["score"].item() == pytest.approx(-total / weights, rel=1e-4)
+
+
+def test_training_lowers_the_loss_it_minimises() -> None:
+    _, result = trained("rows", validation=None, config=replace(SHORT, epochs=10))
+    for name, curve in result.curves.groupby("segment"):
+        assert curve["training_loss"].iloc[-1] < 0.8 * curve["training_loss"].iloc[0], name
+    assert result.best_epoch == {name: 10 if size else 0 for name, size in SIZES.items()}
+
+
+def test_early_stopping_is_a_mask_per_segment() -> None:
+    """Each segment keeps its own best epoch; who stops has no more rows in the curves."""
+    config = replace(SHORT, epochs=30, patience=2, bias_lr=0.05)
+    bank, result = trained("bias", LOG, SURPRISE, config)
+    curves = result.curves
+    stops = curves.groupby("segment")["epoch"].max()
+    assert stops.nunique() > 1
+    for name, curve in curves.groupby("segment"):
+        if curve["score"].isna().all():
+            continue
+        scores = curve.set_index("epoch")["score"]
+        assert result.best_epoch[str(name)] == scores.idxmax()
+        assert stops[name] == min(30, result.best_epoch[str(name)] + 2)
+    for name in SIZES:
+        only, until = LOG.only(name), result.best_epoch[name]
+        if until == 0:
+            fresh = AdapterBank.for_log(BASE, only, KINDS["bias"], 9)
+            assert numbers(bank, name) == numbers(fresh, name)
+        else:
+            best, _ = trained("bias", only, None, replace(config, epochs=until))
+            assert largest_difference(bank, best, name) < 1e-5
+
+
+def test_who_has_nothing_to_train_or_judge_stays_at_the_base() -> None:
+    """No rows, no validation rows, rows of no weight: the untouched base, and no error."""
+    weights = np.where(LOG.segment_rows == list(SIZES).index("日本"), 0, 1).astype(np.float32)
+    log = replace(LOG, weights=weights)
+    judged = VALIDATION.select(VALIDATION.segment_rows != list(SIZES).index("../up"))
+    bank, result = trained("rows", log, judged)
+    stay = {"日本", "../up", "no rows", "one row"}
+    assert {name for name, epoch in result.best_epoch.items() if epoch == 0} == stay
+    assert not set(result.curves.loc[result.curves["epoch"] > 0, "segment"]) & stay
+    fresh = AdapterBank.for_log(BASE, LOG, KINDS["rows"], 9)
+    for name in stay:
+        assert numbers(bank, name) == numbers(fresh, name)
+    assert numbers(bank, "market 0") != numbers(fresh, "market 0")
+
+
+def test_a_log_without_any_rows_trains_nothing() -> None:
+    nothing = LOG.select(np.zeros(len(LOG), bool))
+    bank, result = trained("rows", nothing, VALIDATION)
+    assert result.steps == 0 and set(result.best_epoch.values()) == {0}
+    assert result.curves.columns.tolist() == [
+        "segment",
+        "epoch",
+        "training_loss",
+        "score",
+    ]
+
+
+def test_a_row_of_weight_two_counts_as_two_rows() -> None:
+    config = replace(SHORT, batch_rows=8, epochs=3, l2=0.0)
+    parts = {"user_rows": [3, 4, 5], "item_rows": [1, 2, 3], "timestamps": [0, 1, 2]}
+
+    def log(places: Sequence[int], weights: list[float] | None) -> Interactions:
+        return Interactions.from_arrays(
+            users=BASE.users,
+            items=BASE.items,
+            segment_names=("a",),
+            segments=[0] * len(places),
+            weights=weights,
+            **{name: [values[p] for p in places] for name, values in parts.items()},
+        )
+
+    heavy, _ = trained("rows", log([0, 1, 2], [2.0, 1.0, 0.0]), None, config)
+    twice, _ = trained("rows", log([0, 0, 1], None), None, config)
+    light, _ = trained("rows", log([0, 1], None), None, config)
+    found, expected, other = (
+        bank.merged("a").user_table.weight_ND for bank in (heavy, twice, light)
+    )
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(other, expected)
+
+
+def test_l2_keeps_vectors_near_the_base() -> None:
+    sizes = []
+    for l2 in (0.0, 1.0):
+        bank, _ = trained("full", validation=None, config=replace(SHORT, l2=l2))
+        change = bank.merged("日本").item_table.weight_ND - BASE.item_table.weight_ND
+        sizes.append(float(change.norm()))
+    assert sizes[1] < 0.5 * sizes[0]
+
+
+def test_learning_rates_are_each_their_own() -> None:
+    slow = {"rows_lr": 1e-9, "bias_lr": 1e-9, "tower_lr": 1e-9}
+    moved = {
+        "rows_lr": ("user_table.a", "item_table.a"),
+        "bias_lr": ("item_bias.d",),
+        "tower_lr": ("tower.0.weight.b", "tower.1.weight.b"),
+    }
+    for rate, names in moved.items():
+        bank, _ = trained("rows", validation=None, config=replace(SHORT, **slow | {rate: 0.1}))
+        tensors = bank.adapter("日本").tensors
+        for name in [name for each in moved.values() for name in each]:
+            assert (float(tensors[name].abs().max()) > 0.01) == (name in names)
+
+
+def test_progress_is_told_after_every_epoch() -> None:
+    told: list[tuple[int, int]] = []
+    bank = AdapterBank.for_log(BASE, LOG, KINDS["bias"])
+    train(bank, LOG, SHORT, judge=None, progress=lambda *done: told.append(done))
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_the_last_bias_does_not_drift() -> None:
+    """It shifts all scores alike: its gradient is rounding alone, and it has none to train."""
+    bank = AdapterBank.for_log(BASE, LOG, FULL)
+    train(bank, LOG, SHORT, judge=None)
+    merged, frozen = bank.merged("market 0").tower, BASE.tower
+    assert merged is not None and frozen is not None
+    assert torch.equal(merged.biases[-1], frozen.biases[-1])
+    assert not torch.equal(merged.biases[0], frozen.biases[0])
+
+
+# Errors.
+
+
+def test_a_diverging_segment_is_named() -> None:
+    config = replace(SHORT, rows_lr=1e30, loss="bpr")
+    with pytest.raises(TrainingError, match="'market 0' is not finite"):
+        trained("full", validation=None, config=config)
+
+
+def test_numbers_spoilt_by_the_last_step_are_found() -> None:
+    """One batch in all: its loss was finite, and no later loss sees what its step did."""
+    log = LOG.only("one row")
+    config = replace(SHORT, epochs=1, rows_lr=3e38, bias_lr=1e-9, tower_lr=1e-9)
+    bank = AdapterBank.for_log(BASE, log, replace(FULL, tower="none"))
+    with pytest.raises(TrainingError, match="of segment 'one row' is not finite after training"):
+        train(bank, log, config, judge=None)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    bank = AdapterBank.for_log(BASE, LOG, KINDS["rows"])
+    foreign = make_log(make_base(num_users=41))
+    for log, judge in ((foreign, None), (LOG, HeldOutLoss(foreign, SHORT))):
+        with pytest.raises(ValueError, match="not on the base's id maps"):
+            train(bank, log, SHORT, judge=judge)
+    with pytest.raises(ValueError, match="the log's segments are not the bank's"):
+        train(bank, LOG.only("日本"), SHORT, judge=None)
+    nothing = AdapterConfig(user_table="none", item_table="none", item_bias="none", tower="none")
+    with pytest.raises(ValueError, match="the bank has no delta to train"):
+        train(AdapterBank.for_log(BASE, LOG, nothing), LOG, SHORT, judge=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("loss", "hinge"),
+        ("epochs", 0),
+        ("patience", 0),
+        ("batch_rows", 0),
+        ("num_negatives", 0),
+        ("step_rows", 0),
+        ("rows_lr", 0.0),
+        ("bias_lr", float("nan")),
+        ("tower_lr", float("inf")),
+        ("l2", -0.1),
+        ("l2", float("nan")),
+    ],
+)
+def test_settings_out_of_range_are_named(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        TrainingConfig(**{name: value})  # type: ignore[arg-type]
