@@ -7,9 +7,13 @@ interrupted.
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -34,13 +38,13 @@ Overrides = Annotated[
 @app.command()
 def demo(
     segment_by: Annotated[
-        str, typer.Option(help="What a segment is: age_group, gender or occupation.")
+        str, typer.Option(help="What a segment is: age_group, gender, occupation or all.")
     ] = "age_group",
     data: Annotated[
         Path | None,
         typer.Option(help="A folder with MovieLens in a public format; else ML-100K is taken."),
     ] = None,
-    folder: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
+    folder: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs"),
     overrides: Overrides = None,
 ) -> None:
     """The main job on MovieLens 100K: pretrain, adapt per segment, evaluate, report.
@@ -50,9 +54,11 @@ def demo(
     from .demo import demo as run_demo
     from .summary import print_outcome
 
-    outcome = run_demo(segment_by, data, folder, overrides or [])
+    places = ["--folder", folder, *(["--data", data] if data else [])]
+    repeat = _command(["demo", "--segment-by", segment_by, *places], overrides)
     other = "occupation" if segment_by != "occupation" else "gender"
-    print_outcome(outcome, f"reclora demo --segment-by {other}")
+    following = _command(["demo", "--segment-by", other, *places], overrides)
+    print_outcome(run_demo(segment_by, data, folder, overrides or [], repeat), following)
 
 
 @app.command()
@@ -65,7 +71,8 @@ def prepare(settings: SettingsFile, overrides: Overrides = None) -> None:
     from .summary import print_log
 
     loaded = _load(settings, overrides)
-    print_log(run_prepare(loaded), loaded.log_folder, f"reclora pretrain {settings}")
+    following = _command(["pretrain", settings], overrides)
+    print_log(run_prepare(loaded), loaded.log_folder, following)
 
 
 @app.command()
@@ -79,7 +86,8 @@ def pretrain(settings: SettingsFile, overrides: Overrides = None) -> None:
 
     loaded = _load(settings, overrides)
     base = run_pretrain(loaded, run_prepare(loaded).inputs)
-    typer.echo(f"{base!r}\n{loaded.base_folder}\nnext: reclora retrain {settings}")
+    following = _command(["retrain", settings], overrides)
+    typer.echo(f"{base!r}\n{loaded.base_folder}\nnext: {following}")
 
 
 @app.command()
@@ -91,8 +99,8 @@ def retrain(settings: SettingsFile, overrides: Overrides = None) -> None:
     from .retrain import retrain as run_retrain
     from .summary import print_outcome
 
-    given = f"repeat='reclora retrain {settings}'"
-    print_outcome(run_retrain(_load(settings, [given, *(overrides or [])])), None)
+    loaded = replace(_load(settings, overrides), repeat=_command(["retrain", settings], overrides))
+    print_outcome(run_retrain(loaded), None)
 
 
 @app.command()
@@ -115,19 +123,36 @@ def _load(settings: Path, overrides: list[str] | None) -> RunSettings:
     return load(settings, RunSettings, overrides or [])
 
 
+def _command(words: Sequence[object], overrides: list[str] | None) -> str:
+    """The command line of a verb, as a shell takes it."""
+    changes = [part for override in overrides or [] for part in ("--set", override)]
+    return shlex.join(["reclora", *map(str, words), *changes])
+
+
 def main() -> None:
     """The console command."""
     from reclora.environment import WrongEnvironmentError, check_environment
 
+    # Read once, when torch is loaded: threads that wait must not spin on shared cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         if not {"--help", "doctor"} & set(sys.argv[1:2]):
             check_environment()
         app()
     except KeyboardInterrupt:
-        print(
-            "interrupted; run the same command again: what was finished is reused", file=sys.stderr
-        )
-        sys.exit(130)
+        _exit_interrupted()
+    except SystemExit as exit:
+        # Typer makes a silent exit of an interrupt.
+        if exit.code == 130:
+            _exit_interrupted()
+        raise
     except (WrongEnvironmentError, ValueError, OSError, RuntimeError, KeyError) as error:
+        from .settings import SettingsError
+
         print(f"reclora: {error}", file=sys.stderr)
-        sys.exit(2 if type(error).__name__ == "SettingsError" else 1)
+        sys.exit(2 if isinstance(error, SettingsError) else 1)
+
+
+def _exit_interrupted() -> NoReturn:
+    print("interrupted; run the same command again: what was finished is reused", file=sys.stderr)
+    sys.exit(130)

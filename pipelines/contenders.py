@@ -17,11 +17,12 @@ from reclora.adapters import FULL, AdapterConfig
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
 from reclora.comparison import means
-from reclora.evaluation import EvaluationConfig, HeldOut, RankingJudge, evaluate, hold_out
+from reclora.evaluation import EvaluationConfig, HeldOut, RankingJudge, evaluate
 from reclora.interactions import Interactions
 from reclora.ranking import Scorer
 from reclora.training import Training, TrainingConfig, train
 
+from .pretrain import hold_out_some
 from .progress import Step
 from .run import RunSettings, Search
 
@@ -84,6 +85,7 @@ class Ground:
     """All that came before the validation window."""
     evaluation: EvaluationConfig
 
+    @cached_property
     def pooled(self) -> Ground:
         """The same with all segments as one."""
         return replace(
@@ -96,7 +98,8 @@ class Ground:
     @cached_property
     def held_out(self) -> HeldOut:
         """The validation window, held out after the train window."""
-        return hold_out(self.validation, self.seen, self.evaluation)
+        what = "the validation window"
+        return hold_out_some(what, self.validation, self.seen, self.evaluation)
 
 
 def train_contender(
@@ -104,26 +107,39 @@ def train_contender(
 ) -> Trained:
     """Train one contender with one setting and seed; each segment keeps its best epoch."""
     if contender.is_pooled:
-        ground = ground.pooled()
+        ground = ground.pooled
     bank = AdapterBank.for_log(ground.base, ground.log, contender.config, seed)
     judge = RankingJudge(ground.held_out)
     return Trained(contender, bank, train(bank, ground.log, config, judge=judge, seed=seed))
 
 
-def choose(
-    contender: Contender, ground: Ground, settings: RunSettings, progress: Step
-) -> tuple[TrainingConfig, pd.DataFrame]:
-    """The setting with the best headline metric on validation, and what every setting gave."""
+@dataclass(frozen=True)
+class Choice:
+    """The setting with the best headline metric on validation."""
+
+    config: TrainingConfig
+    trained: Trained
+    """What it gave with the first seed."""
+    tried: pd.DataFrame
+    """model, rows_lr, bias_lr, l2, value, chosen: one row a setting."""
+
+
+def choose(contender: Contender, ground: Ground, settings: RunSettings, progress: Step) -> Choice:
+    """Try every setting with the first seed; of equal ones the first in the grid is chosen."""
+    best: Trained | None = None
     tried: list[tuple[TrainingConfig, float]] = []
     configs = grid(settings.training, settings.search)
     for config in configs:
         trained = train_contender(contender, ground, config, settings.seeds[0])
-        tried.append((config, headline(ground.held_out, trained.scorer_of(), contender.model)))
+        value = headline(ground.held_out, trained.scorer_of(), contender.model)
+        if best is None or value > max(value for _, value in tried):
+            best, chosen = trained, config
+        tried.append((config, value))
         progress(len(tried), len(configs))
-    best = max(tried, key=lambda one: one[1])[0]
-    rows = [(contender.model, c.rows_lr, c.bias_lr, c.l2, value, c == best) for c, value in tried]
+    assert best is not None
+    rows = [(contender.model, c.rows_lr, c.bias_lr, c.l2, value, c == chosen) for c, value in tried]
     columns = ["model", "rows_lr", "bias_lr", "l2", "value", "chosen"]
-    return best, pd.DataFrame(rows, columns=columns)
+    return Choice(chosen, best, pd.DataFrame(rows, columns=columns))
 
 
 def headline(held_out: HeldOut, scorer_of: Callable[[str], Scorer], model: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from reclora.datasets import movielens
@@ -13,26 +14,31 @@ from .settings import load
 SETTINGS = Path(__file__).with_name("demo.toml")
 
 
-def demo(segment_by: str, data: Path | None, folder: Path, overrides: list[str]) -> Outcome:
+def demo(
+    segment_by: str, data: Path | None, folder: Path, overrides: list[str], repeat: str
+) -> Outcome:
     """Take the data, write the log, run `retrain`.
 
     Args:
-        segment_by: what a segment is: age_group, gender or occupation.
+        segment_by: what a segment is: age_group, gender, occupation or all.
         data: a folder with MovieLens in a public format; None takes MovieLens 100K.
-        folder: where everything goes; what is there is reused.
+        folder: gets a folder for the run, and `demo/` for all else; what is there is reused.
+        overrides: of the settings, as `settings.load` takes them.
+        repeat: the command that makes this run, printed in its report.
 
     Raises:
         MovieLensError: the data cannot be had, or is not what it should be.
     """
-    source = movielens.fetch(folder / "movielens") if data is None else data
-    log = folder / f"{segment_by}.parquet"
-    movielens.write_log(source, log, segment_by)
-    work = folder / segment_by
-    given = [
-        f"name='demo-{segment_by}'",
-        f"folder='{work}'",
-        f"runs='{folder.parent}'",
-        f"repeat='reclora demo --segment-by {segment_by}'",
-    ]
-    settings = load(SETTINGS, RunSettings, [f"log.files=['{log}']", *given, *overrides])
-    return retrain(settings)
+    work = folder / "demo"
+    source = movielens.fetch(work / "movielens") if data is None else data
+    log = movielens.write_log(source, work / f"{segment_by}.parquet", segment_by)
+    given = {
+        "log.files": [str(log)],
+        "name": f"demo-{segment_by}",
+        "folder": str(work / segment_by),
+        "runs": str(folder),
+        "repeat": repeat,
+    }
+    # Strings and lists of them are written alike in JSON and TOML.
+    changes = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()]
+    return retrain(load(SETTINGS, RunSettings, [*changes, *overrides]))

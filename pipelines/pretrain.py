@@ -12,11 +12,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from reclora.adapters import FULL
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
-from reclora.evaluation import EvaluationConfig, RankingJudge, hold_out
+from reclora.evaluation import EvaluationConfig, HeldOut, RankingJudge, hold_out
+from reclora.files import sha256_of
 from reclora.interactions import IdMap, Interactions
 from reclora.interchange import import_base
 from reclora.splits import SplitBy, cut, split
@@ -34,19 +36,22 @@ def pretrain(settings: RunSettings, inputs: Mapping[str, str]) -> BaseModel:
         inputs: file -> sha256 of the log, from `prepare`.
 
     Raises:
-        SettingsError: the folder holds a base that other settings or another log made.
+        SettingsError: the folder holds a base that other settings, tables or another log made; or
+            a file to import is not there.
+        ValueError: nobody has anything new in the last tenth of the window.
         BaseError: tables to import that are no base model.
     """
-    made_from = digest(resolved(settings.base), resolved(settings.split), sorted(inputs.values()))
+    torch.set_num_threads(settings.threads)
+    made_from = _made_from(settings, inputs)
     folder = settings.base_folder
     if folder.exists():
         base = BaseModel.load(folder)
         provenance = json.loads((folder / "base.json").read_text())["provenance"]
         if provenance.get("made_from") != made_from:
             raise SettingsError(
-                f"{folder} holds a base model that another log or other [base] or [split] "
-                f"settings made, and adapters in the store belong to it: name another `folder`, "
-                f"or remove {folder}"
+                f"{folder} holds a base model that {_makers(settings.base)} made, and adapters in "
+                f"the store belong to it: name another `folder`, or remove {folder} and "
+                f"{settings.store_folder}"
             )
         return base
     if settings.base.import_users is not None and settings.base.import_items is not None:
@@ -62,6 +67,45 @@ def pretrain(settings: RunSettings, inputs: Mapping[str, str]) -> BaseModel:
     return BaseModel.load(folder)
 
 
+def _made_from(settings: RunSettings, inputs: Mapping[str, str]) -> str:
+    """A digest of what decides the base: an imported one comes from its tables, not from the log.
+
+    Raises:
+        SettingsError: a file to import is not there.
+    """
+    base = settings.base
+    imported = [path for path in (base.import_users, base.import_items, base.import_tables) if path]
+    if not imported:
+        return digest(resolved(base), resolved(settings.split), sorted(inputs.values()))
+    missing = [str(path) for path in imported if not path.is_file()]
+    if missing:
+        raise SettingsError(f"no file to import the base model from: {', '.join(missing)}")
+    return digest("import", [sha256_of(path) for path in imported])
+
+
+def _makers(base: BaseSettings) -> str:
+    if base.import_users is not None:
+        return "other tables"
+    return "another log or other [base] or [split] settings"
+
+
+def hold_out_some(
+    what: str, heldout: Interactions, seen: Interactions, config: EvaluationConfig
+) -> HeldOut:
+    """`hold_out`, where somebody has something new to find.
+
+    Raises:
+        ValueError: nobody has; it says in what.
+    """
+    held_out = hold_out(heldout, seen, config)
+    if held_out.num_users == 0:
+        raise ValueError(
+            f"nobody has an item in {what} that is new to them, of {len(heldout)} interactions "
+            f"there: give a longer log, or other shares in [split]"
+        )
+    return held_out
+
+
 def train_base(window: Interactions, settings: BaseSettings, by: SplitBy) -> tuple[BaseModel, int]:
     """A base model trained on a window of the log, and the number of epochs that was chosen."""
     known = window.pooled().onto(
@@ -72,13 +116,14 @@ def train_base(window: Interactions, settings: BaseSettings, by: SplitBy) -> tup
     start = BaseModel.random(
         known.users, known.items, settings.embedding_dim, settings.hidden, settings.seed
     )
-    judge = RankingJudge(hold_out(later, earlier, EvaluationConfig(metrics=("ndcg",), ks=(10,))))
+    config = EvaluationConfig(metrics=("ndcg",), ks=(10,))
+    held_out = hold_out_some("the last tenth of the pretrain window", later, earlier, config)
     with step("pretraining: choosing the epochs") as progress:
         chosen = train(
             AdapterBank.for_log(start, earlier, FULL, settings.seed),
             earlier,
             settings.training,
-            judge=judge,
+            judge=RankingJudge(held_out),
             seed=settings.seed,
             progress=progress,
         ).best_epoch["pooled"]

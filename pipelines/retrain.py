@@ -7,25 +7,27 @@ log -> windows -> base -> { pooled full fine-tune, pooled adapter, per-segment a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from reclora.bank import AdapterBank
 from reclora.base import BaseModel
-from reclora.evaluation import HeldOut, evaluate, hold_out
+from reclora.evaluation import HeldOut, evaluate
 from reclora.files import write_parquet
 from reclora.interactions import Interactions, LogSummary
 from reclora.popularity import popularity
 from reclora.ranking import Scorer
 from reclora.splits import WINDOWS, Windows, split
-from reclora.store import AdapterStore, Release
+from reclora.store import AdapterStore, BaseMismatch, Release
+from reclora.training import train
 
 from .contenders import Ground, choose, contenders, train_contender
 from .prepare import prepare
-from .pretrain import pretrain
+from .pretrain import hold_out_some, pretrain
 from .progress import step
 from .reporting import BASE, POPULARITY_ALL, POPULARITY_RECENT, Measured, write_run_report
 from .run import RunFolder, RunSettings
@@ -49,57 +51,112 @@ def retrain(settings: RunSettings) -> Outcome:
     Raises:
         LogError, SettingsError, BaseError, TrainingError, StoreError, ValueError: what is wrong
             with input or settings; nothing was published.
+        OSError: a file cannot be written.
     """
     summary = prepare(settings)
     base = pretrain(settings, summary.inputs)
+    check_store(settings, base)
     folder = RunFolder(settings, base.fingerprint, summary.inputs)
-    if folder.is_complete:
+    if folder.is_complete and is_published(settings, folder):
         return Outcome(folder, settings.store_folder, folder.summary()["release"], was_there=True)
     folder.begin()
     whole = split(Interactions.read(settings.log_folder), settings.split)
     base, windows, unknown = onto_base(base, whole, settings)
     measured = measure(settings, base, windows, folder)
-    release = publish(settings, measured)
-    folder.event("published", release=release.number if release else None)
     write_parquet(folder.results, pa.Table.from_pandas(measured.results, preserve_index=False))
     quality = data_quality(summary, unknown, measured.held_out)
     compared = write_run_report(settings, folder, measured, whole, windows, quality)
     write_parquet(folder.comparison, pa.Table.from_pandas(compared, preserve_index=False))
+    release = publish(settings, measured)
     number = release.number if release else None
+    folder.event("published", release=number)
     folder.complete({"release": number, "data_quality": quality})
     return Outcome(folder, settings.store_folder, number, was_there=False)
+
+
+def check_store(settings: RunSettings, base: BaseModel) -> None:
+    """Refuse at the start what publishing would refuse at the end.
+
+    Raises:
+        BaseMismatch: the store holds adapters of another base.
+    """
+    current = AdapterStore(settings.store_folder).current()
+    if current is not None and current.base_fingerprint != base.fingerprint:
+        raise BaseMismatch(
+            f"{settings.store_folder} holds adapters of base {current.base_fingerprint}, the base "
+            f"of this run is {base.fingerprint}: name another `folder`, or remove "
+            f"{settings.store_folder}"
+        )
+
+
+def is_published(settings: RunSettings, folder: RunFolder) -> bool:
+    """Whether the store has what a complete run published: it may have been for another store."""
+    number, store = folder.summary()["release"], AdapterStore(settings.store_folder)
+    return number is None or (
+        number in store.releases() and store.release(number).reason == _reason(folder.id)
+    )
+
+
+def _reason(run: str) -> str:
+    return f"run {run}: better than the base on validation"
 
 
 def onto_base(
     base: BaseModel, whole: Windows, settings: RunSettings
 ) -> tuple[BaseModel, Windows, dict[str, int]]:
-    """The windows on the base's id maps, grown if asked for, and how many rows each one lost."""
+    """The windows on the base's id maps, grown if asked for, and how many rows each one lost.
+
+    Raises:
+        ValueError: ids of the log and of the base are of two types, or a window has no row left.
+    """
     users, items = base.users, base.items
+    for name, own, its in (("user", users, whole.train.users), ("item", items, whole.train.items)):
+        if own.ids.type != its.ids.type:
+            raise ValueError(
+                f"{name}_id is {its.ids.type} in the log and {own.ids.type} in the base model; "
+                "write both as strings or both as integers"
+            )
     if settings.unknown == "grow":
         users = users.extended(whole.train.users.ids_of(np.unique(whole.train.user_rows)))
         items = items.extended(whole.train.items.ids_of(np.unique(whole.train.item_rows)))
     moved = {name: getattr(whole, name).onto(users, items) for name in WINDOWS}
     lost = {name: counts.rows for name, (_, counts) in moved.items()}
+    for name in ("train", "validation", "test"):
+        if lost[name] == len(getattr(whole, name)):
+            raise ValueError(
+                f"the base model knows no user with an item of the {name} window: all "
+                f"{lost[name]:,} rows would be dropped. Take a base of this log's identifiers, or "
+                f'set unknown = "grow" for those of the train window'
+            )
     return base.grown(users, items), Windows(**{n: log for n, (log, _) in moved.items()}), lost
 
 
 def measure(
     settings: RunSettings, base: BaseModel, windows: Windows, folder: RunFolder
 ) -> Measured:
-    """Choose on validation, train every seed, measure on test."""
+    """Choose on validation, train every seed, measure on test.
+
+    Raises:
+        ValueError: validation or test holds nothing new for anybody, or the adapter's config does
+            not fit the base.
+    """
     before_validation = windows.pretrain.joined(windows.train)
     before_test = before_validation.joined(windows.validation)
     ground = Ground(base, windows.train, windows.validation, before_validation, settings.evaluation)
-    test = hold_out(windows.test, before_test, settings.evaluation)
+    test = hold_out_some("the test window", windows.test, before_test, settings.evaluation)
+    _check_adapter(settings, base, windows.train)
     results, searches, runs = untrained(base, windows.train, before_test, test, folder.id), [], []
     for contender in contenders(settings):
         with step(f"choosing rates: {contender.model}") as progress:
-            config, tried = choose(contender, ground, settings, progress)
-        searches.append(tried)
-        folder.event("chosen", model=contender.model, config=config)
+            choice = choose(contender, ground, settings, progress)
+        searches.append(choice.tried)
+        runs.append(choice.trained)
+        folder.event("chosen", model=contender.model, config=asdict(choice.config))
         with step(f"training and ranking: {contender.model}") as progress:
             for done, seed in enumerate(settings.seeds, 1):
-                trained = train_contender(contender, ground, config, seed)
+                trained = choice.trained
+                if seed != settings.seeds[0]:
+                    trained = train_contender(contender, ground, choice.config, seed)
                 results.append(
                     evaluate(
                         test,
@@ -110,22 +167,32 @@ def measure(
                     )
                 )
                 progress(done, len(settings.seeds))
-                if seed == settings.seeds[0]:
-                    runs.append(trained)
                 folder.event("trained", model=contender.model, seed=seed)
     return Measured(
         folder.id, pd.concat(results, ignore_index=True), pd.concat(searches), runs, test
     )
 
 
+def _check_adapter(settings: RunSettings, base: BaseModel, log: Interactions) -> None:
+    """Train on nothing: a config that does not fit is refused before hours of training, not after.
+
+    Raises:
+        ValueError: the rank is above the base's embedding_dim, or there is no delta to train.
+    """
+    nothing = log.select(np.zeros(len(log), bool))
+    train(
+        AdapterBank.for_log(base, nothing, settings.adapter), nothing, settings.training, judge=None
+    )
+
+
 def untrained(
-    base: BaseModel, train: Interactions, before_test: Interactions, test: HeldOut, run: str
+    base: BaseModel, recent: Interactions, before_test: Interactions, test: HeldOut, run: str
 ) -> list[pd.DataFrame]:
     """Results of what needs no training: both popularities and the frozen base."""
     frozen = base.scorer()
     models: dict[str, Callable[[str], Scorer]] = {
         POPULARITY_ALL: popularity(before_test),
-        POPULARITY_RECENT: popularity(train),
+        POPULARITY_RECENT: popularity(recent),
         BASE: lambda segment: frozen,
     }
     return [evaluate(test, scorer_of, model=m, run=run, seed=0) for m, scorer_of in models.items()]
@@ -141,16 +208,17 @@ def publish(settings: RunSettings, measured: Measured) -> Release | None:
     if not segments:
         return None
     scores = subject.training.curves.groupby("segment")["score"]
+    best, first = scores.max(), scores.first()
     metrics = {
         name: {
-            f"validation {measured.measure}": float(scores.max()[name]),
-            f"validation {measured.measure} of the base": float(scores.first()[name]),
+            f"validation {measured.measure}": float(best[name]),
+            f"validation {measured.measure} of the base": float(first[name]),
         }
         for name in segments
     }
     return AdapterStore(settings.store_folder).publish(
         [subject.bank.adapter(name) for name in segments],
-        reason=f"run {measured.run}: better than the base on validation",
+        reason=_reason(measured.run),
         author=settings.author or None,
         metrics=metrics,
     )

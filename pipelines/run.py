@@ -94,6 +94,9 @@ class RunSettings:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Every trained model is trained once a seed; the first seed's adapters are published."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    threads: int = 1
+    """Threads of torch. Steps are small and gain little by more; results may change their last
+    digits with it."""
     author: str = ""
     """Written into the release."""
     repeat: str = "reclora retrain SETTINGS.toml"
@@ -102,6 +105,8 @@ class RunSettings:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be different numbers, at least one, got {self.seeds}")
+        if self.threads < 1:
+            raise ValueError(f"threads must be at least 1, got {self.threads}")
         if not self.name or any(c in self.name for c in "/\\\0") or self.name.startswith("."):
             raise ValueError(f"name must be usable as part of a folder's name, got {self.name!r}")
 
@@ -130,19 +135,24 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The commit of the code, with `+` where files differ from it; None outside a repository."""
-    code = Path(__file__).parent
+    """The commit of the code, with `+` where files differ from it; None outside its repository."""
+    code = Path(__file__)
     try:
-        commit, changes = (
+        # The first fails where the code is only installed inside somebody else's repository.
+        _, commit, changes = (
             subprocess.run(
                 ["git", *arguments],
-                cwd=code,
+                cwd=code.parent,
                 capture_output=True,
                 text=True,
                 check=True,
                 timeout=10,
             ).stdout.strip()
-            for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+            for arguments in (
+                ("ls-files", "--error-unmatch", code.name),
+                ("rev-parse", "HEAD"),
+                ("status", "--porcelain"),
+            )
         )
     except (OSError, subprocess.SubprocessError):
         return None
@@ -179,7 +189,8 @@ class RunFolder:
 
     @property
     def is_complete(self) -> bool:
-        return (self.path / "run.json").exists()
+        files = (self.path / "run.json", self.results, self.comparison, self.report)
+        return all(file.exists() for file in files)
 
     def begin(self) -> None:
         """Make the folder and start its events anew."""
@@ -216,11 +227,16 @@ class RunFolder:
 def files_of(patterns: Sequence[Path]) -> list[Path]:
     """The files that paths name; a pattern such as `logs/*.parquet` names all that match, sorted.
 
+    A path of a file that is there is that file, whatever characters are in it.
+
     Raises:
         FileNotFoundError: a pattern matches nothing, or a file is not there.
     """
     found: list[Path] = []
     for pattern in patterns:
+        if pattern.is_file():
+            found.append(pattern)
+            continue
         root = Path(pattern.anchor)
         matches = sorted(root.glob(str(pattern.relative_to(root)))) if pattern.name else []
         if not matches:

@@ -21,7 +21,11 @@ SEGMENTS_SHOWN = 20
 
 def print_log(summary: LogSummary, folder: Path, following: str) -> None:
     """Print what became of the log."""
-    dropped = {**summary.quarantined, "duplicate": summary.duplicates}
+    dropped = {
+        **summary.quarantined,
+        "below the least label": summary.below_min_label,
+        "duplicate": summary.duplicates,
+    }
     console = Console()
     console.print(
         f"{summary.rows_read:,} rows read, {summary.rows_kept:,} kept, {summary.users:,} users, "

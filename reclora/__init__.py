@@ -1,1 +1,63 @@
-"""LoRA for recommenders: one frozen base, a low-rank adapter per segment, trained in one pass, evaluated honestly."""
+"""LoRA for recommenders: one frozen base, a low-rank adapter per segment, one pass, honest numbers.
+
+    E_s = E + (alpha / R) * A_s B_s        tables: E is N x D and frozen; segment s owns A_s and B_s
+    W_s = W + (alpha / R) * B_s A_s        tower:  W is out x in and frozen
+
+A tensor that crosses a line of maths carries the letters of its shape, as in `rows_GBD`:
+
+    B  rows of a batch, of each segment     N  rows of a table
+    G  segments in a batch                  T  rows of it that segments touch
+    S  segments                             D  embedding_dim
+    J  negatives of a step                  R  rank
+    U  users that are ranked                K  list length
+
+The names below are imported from here; what is behind one is loaded when it is first asked for, so
+that `import reclora` costs nothing and the command line answers at once.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reclora.adapters import FULL, Adapter, AdapterConfig
+    from reclora.bank import AdapterBank
+    from reclora.base import BaseModel
+    from reclora.comparison import compare, means
+    from reclora.evaluation import EvaluationConfig, RankingJudge, evaluate, hold_out
+    from reclora.interactions import IdMap, Interactions, LogContract, prepare_log
+    from reclora.interchange import import_base
+    from reclora.ranking import rank
+    from reclora.report import Report, write_report
+    from reclora.splits import SplitConfig, split
+    from reclora.store import AdapterStore
+    from reclora.training import HeldOutLoss, TrainingConfig, train
+
+_NAMES = {
+    "adapters": ("FULL", "Adapter", "AdapterConfig"),
+    "bank": ("AdapterBank",),
+    "base": ("BaseModel",),
+    "comparison": ("compare", "means"),
+    "evaluation": ("EvaluationConfig", "RankingJudge", "evaluate", "hold_out"),
+    "interactions": ("IdMap", "Interactions", "LogContract", "prepare_log"),
+    "interchange": ("import_base",),
+    "ranking": ("rank",),
+    "report": ("Report", "write_report"),
+    "splits": ("SplitConfig", "split"),
+    "store": ("AdapterStore",),
+    "training": ("HeldOutLoss", "TrainingConfig", "train"),
+}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'reclora' has no attribute {name!r}")
+    return getattr(import_module(f"reclora.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -246,6 +247,8 @@ class BaseModel:
                 tables.append(Table(weight, mean, rows))
             users = IdMap.read(folder / "user_ids.parquet")
             items = IdMap.read(folder / "item_ids.parquet")
+            # Checking that ids are unique took hash tables far larger than the ids; give them back.
+            pa.default_memory_pool().release_unused()
         except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             if isinstance(error, BaseError):
                 raise

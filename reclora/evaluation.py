@@ -212,6 +212,8 @@ class RankingJudge:
         """The mean over each segment's users; NaN where no user has anything relevant."""
         names = [bank.segment_names[code] for code in segments]
         chosen = tuple(s for s in self._held_out.segments if s.name in set(names))
+        if not chosen:
+            return np.full(len(names), np.nan)
         held_out = replace(self._held_out, segments=chosen)
         table = evaluate(held_out, bank.scorer, model="", run="", seed=0)
         means = table.groupby("segment", observed=True)["value"].mean()

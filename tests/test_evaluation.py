@@ -10,11 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from reclora.adapters import AdapterConfig
+from reclora.bank import AdapterBank
+from reclora.base import BaseModel
 from reclora.comparison import means
-from reclora.evaluation import EvaluationConfig, evaluate, hold_out
+from reclora.evaluation import EvaluationConfig, RankingJudge, evaluate, hold_out
 from reclora.interactions import IdMap, Interactions
 from reclora.ranking import Scorer
 from tests import reference
+from tests.small_worlds import fill
 from tests.test_ranking import Matrix
 
 SEGMENTS = ("de", "jp", "us")
@@ -208,4 +212,32 @@ def test_a_wrong_setting_is_refused(arguments: dict[str, object], message: str) 
         EvaluationConfig(**arguments)  # type: ignore[arg-type]
 
 
-# Means and comparison, on tables written by hand.
+# The judge of training.
+
+
+@settings(max_examples=25, deadline=None)
+@given(LOGS, LOGS, st.permutations(range(len(SEGMENTS))), st.integers(1, 3))
+def test_the_judge_gives_the_mean_of_the_headline(
+    heldout: reference.Log, seen: reference.Log, order: list[int], count: int
+) -> None:
+    """In the order asked for; NaN for a segment in which nobody has anything relevant."""
+    held, before = as_interactions(heldout), as_interactions(seen)
+    base = BaseModel.random(held.users, held.items, 3, (), 0)
+    bank = fill(AdapterBank.for_log(base, before.joined(held), AdapterConfig(rank=2)))
+    prepared = hold_out(held, before, EvaluationConfig((3, 1), ("recall", "ndcg")))
+    asked = np.array(order[:count])
+    found = RankingJudge(prepared)(bank, asked)
+    table = evaluate(prepared, bank.scorer, model="", run="", seed=0)
+    headline = table[(table["metric"] == "recall") & (table["k"] == 3)]
+    for code, value in zip(asked, found, strict=True):
+        values = headline.loc[headline["segment"] == SEGMENTS[code], "value"]
+        assert value == pytest.approx(values.mean(), nan_ok=True)
+    assert len(found) == count and found.dtype == np.float64
+
+
+def test_the_judge_of_no_segment_says_nothing() -> None:
+    log = as_interactions([("de", 0, 1)])
+    base = BaseModel.random(log.users, log.items, 3, (), 0)
+    bank = AdapterBank.for_log(base, log, AdapterConfig(rank=2))
+    judge = RankingJudge(hold_out(log, as_interactions([]), EvaluationConfig()))
+    assert judge(bank, np.array([], dtype=np.int64)).shape == (0,)

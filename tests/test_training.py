@@ -29,8 +29,6 @@ BASE = make_base()
 LOG = make_log(BASE)
 VALIDATION = LOG.select(np.arange(len(LOG)) % 3 == 0)
 """A part of the log itself, so that training helps; not of the segment of one row."""
-SURPRISE = make_log(BASE, {name: size // 3 for name, size in SIZES.items()}, seed=1)
-"""Other random rows, so that training stops helping soon."""
 SHORT = TrainingConfig(
     epochs=4, patience=2, batch_rows=16, num_negatives=20, l2=0.01, rows_lr=0.1, bias_lr=0.2
 )
@@ -302,44 +300,6 @@ def test_training_lowers_the_loss_it_minimises() -> None:
     for name, curve in result.curves.groupby("segment"):
         assert curve["training_loss"].iloc[-1] < 0.8 * curve["training_loss"].iloc[0], name
     assert result.best_epoch == {name: 10 if size else 0 for name, size in SIZES.items()}
-
-
-def test_early_stopping_is_a_mask_per_segment() -> None:
-    """Each segment keeps its own best epoch; who stops has no more rows in the curves."""
-    config = replace(SHORT, epochs=30, patience=2, bias_lr=0.05)
-    bank, result = trained("bias", LOG, SURPRISE, config)
-    curves = result.curves
-    stops = curves.groupby("segment")["epoch"].max()
-    assert stops.nunique() > 1
-    for name, curve in curves.groupby("segment"):
-        if curve["score"].isna().all():
-            continue
-        scores = curve.set_index("epoch")["score"]
-        assert result.best_epoch[str(name)] == scores.idxmax()
-        assert stops[name] == min(30, result.best_epoch[str(name)] + 2)
-    for name in SIZES:
-        only, until = LOG.only(name), result.best_epoch[name]
-        if until == 0:
-            fresh = AdapterBank.for_log(BASE, only, KINDS["bias"], 9)
-            assert numbers(bank, name) == numbers(fresh, name)
-        else:
-            best, _ = trained("bias", only, None, replace(config, epochs=until))
-            assert largest_difference(bank, best, name) < 1e-5
-
-
-def test_who_has_nothing_to_train_or_judge_stays_at_the_base() -> None:
-    """No rows, no validation rows, rows of no weight: the untouched base, and no error."""
-    weights = np.where(LOG.segment_rows == list(SIZES).index("日本"), 0, 1).astype(np.float32)
-    log = replace(LOG, weights=weights)
-    judged = VALIDATION.select(VALIDATION.segment_rows != list(SIZES).index("../up"))
-    bank, result = trained("rows", log, judged)
-    stay = {"日本", "../up", "no rows", "one row"}
-    assert {name for name, epoch in result.best_epoch.items() if epoch == 0} == stay
-    assert not set(result.curves.loc[result.curves["epoch"] > 0, "segment"]) & stay
-    fresh = AdapterBank.for_log(BASE, LOG, KINDS["rows"], 9)
-    for name in stay:
-        assert numbers(bank, name) == numbers(fresh, name)
-    assert numbers(bank, "market 0") != numbers(fresh, "market 0")
 
 
 def test_a_log_without_any_rows_trains_nothing() -> None:

@@ -27,10 +27,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Final
 
-from reclora.pipelines.doctor import machine
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from reclora.pipelines.doctor import machine
 
 TARGET: Final = re.compile(r"(<=|>=) (\d+(?:\.\d+)?)")
 NO_ERROR: Final = "runs without an error"

@@ -1,0 +1,152 @@
+"""Small logs, settings and finished runs that the tests of the pipelines share."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from reclora.datasets.planted import PlantedConfig, plant
+from reclora.pipelines.retrain import Outcome, retrain
+from reclora.pipelines.run import BaseSettings, LogSettings, RunSettings, Search
+from reclora.pipelines.settings import resolved
+
+from reclora.adapters import AdapterConfig
+from reclora.evaluation import EvaluationConfig
+from reclora.files import make_folder, write_parquet, write_text
+from reclora.splits import SplitConfig
+from reclora.training import TrainingConfig
+
+HOSTILE = ("../x", "</script><script>alert(1)</script>", "🦊 日本", "=cmd()|' /C calc'!A0", "pooled")
+"""Names of segments that break paths, pages, tables and spreadsheets; one is a word of ours."""
+START = 1_700_000_000_000_000
+
+
+def planted_log(path: Path, seed: int = 0) -> Path:
+    """A log of a small planted world: shifted, unshifted and tiny segments."""
+    world = plant(
+        PlantedConfig(
+            num_users=150,
+            num_items=200,
+            dim=8,
+            num_segments=4,
+            unshifted_segments=1,
+            num_base_interactions=5000,
+            num_interactions=5000,
+            shift=0.5,
+            bias_shift=2.5,
+            seed=seed,
+        )
+    )
+    make_folder(path.parent)
+    write_parquet(path, world.table())
+    return path
+
+
+def random_log(
+    path: Path, segments: Mapping[str, tuple[float, float]], users: int = 24, rows: int = 900
+) -> Path:
+    """A log of random choices in which each segment has rows from one share of it to another."""
+    rng = np.random.default_rng(0)
+    names = list(segments)
+    of_user = np.arange(users) % len(names)
+    first, last = (np.array([segments[name][i] for name in names])[of_user] for i in (0, 1))
+    user = [
+        rng.choice(np.flatnonzero((first <= row / rows) & (row / rows < last)))
+        for row in range(rows)
+    ]
+    item = (rng.integers(40, size=rows) * rng.random(rows)).astype(int)
+    table = pa.table(
+        {
+            "user_id": [f"u{u}" for u in user],
+            "item_id": [f"i{i}" for i in item],
+            "timestamp": pa.array(START + np.arange(rows) * 10**9, pa.timestamp("us", "UTC")),
+            "segment": [names[s] for s in of_user[user]],
+        }
+    )
+    make_folder(path.parent)
+    write_parquet(path, table)
+    return path
+
+
+def small_settings(folder: Path, log: Path, **changes: Any) -> RunSettings:
+    """A run of a few seconds: one seed, one setting, few epochs."""
+    short = TrainingConfig(epochs=3, batch_rows=32, num_negatives=32, rows_lr=0.1)
+    settings = RunSettings(
+        log=LogSettings((log,)),
+        name="small",
+        folder=folder / "work",
+        runs=folder / "runs",
+        base=BaseSettings(8, (8,), replace(short, epochs=8)),
+        adapter=AdapterConfig(rank=2, alpha=2.0),
+        training=short,
+        search=Search((0.1,), (0.1,), (0.01,)),
+        seeds=(0,),
+        evaluation=EvaluationConfig((10, 5), ("ndcg", "recall")),
+        repeat="",
+    )
+    return replace(settings, **changes)
+
+
+def finished(factory: pytest.TempPathFactory) -> tuple[RunSettings, Outcome]:
+    """A run of the planted world, made once a session; tests leave it as it is."""
+    return _finished(factory.getbasetemp() / "finished")
+
+
+@cache
+def _finished(folder: Path) -> tuple[RunSettings, Outcome]:
+    settings = small_settings(
+        folder,
+        planted_log(folder / "log.parquet"),
+        # The world shifts half-way.
+        split=SplitConfig("global_time", pretrain=0.5, train=0.3, validation=0.08, test=0.12),
+        training=TrainingConfig(epochs=6, batch_rows=32, num_negatives=32),
+        search=Search((0.05,), (0.2,), (0.01,)),
+    )
+    return settings, retrain(settings)
+
+
+def files_below(folder: Path) -> dict[Path, tuple[int, int, bytes]]:
+    """Inode, time of change and bytes of every file."""
+    return {
+        path: (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def write_toml(path: Path, settings: RunSettings) -> Path:
+    """A settings file that gives `settings`, but for `repeat`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sections = {name: part for name, part in resolved(settings).items() if name != "repeat"}
+    write_text(path, "".join(f"{name} = {_toml(part)}\n" for name, part in sections.items()))
+    return path
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        inner = [f"{name} = {_toml(part)}" for name, part in value.items() if part is not None]
+        return "{" + ", ".join(inner) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def reclora(*words: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the installed command in a process of its own."""
+    return subprocess.run(
+        [Path(sys.executable).with_name("reclora"), *map(str, words)],
+        cwd=cwd,
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "COLUMNS": "160", **environment},
+        capture_output=True,
+        text=True,
+    )

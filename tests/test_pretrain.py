@@ -1,0 +1,121 @@
+"""The base model of a run: trained or imported, made once, never mixed up with another."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from reclora.pipelines.prepare import prepare
+from reclora.pipelines.pretrain import hold_out_some, pretrain, train_base
+from reclora.pipelines.run import BaseSettings, RunSettings
+from reclora.pipelines.settings import SettingsError
+
+from reclora.base import BaseModel
+from reclora.evaluation import EvaluationConfig, evaluate, hold_out
+from reclora.files import write_parquet
+from reclora.interactions import Interactions
+from reclora.popularity import popularity
+from reclora.splits import split
+from tests.small_runs import files_below, finished, planted_log, random_log, small_settings
+
+
+def tables(folder: Path, dim: int = 4, seed: int = 0) -> BaseSettings:
+    """A base model to import: vectors for the users and items of `random_log`, but for a few."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(exist_ok=True)
+    sides = {"user": [f"u{u}" for u in range(20)], "item": [f"i{i}" for i in range(36)]}
+    for side, ids in sides.items():
+        vectors = pa.array(list(rng.standard_normal((len(ids), dim)).astype(np.float32)))
+        write_parquet(
+            folder / f"{side}s.parquet", pa.table({f"{side}_id": ids, "vector": vectors})
+        )
+    users, items = (folder / f"{side}s.parquet" for side in sides)
+    return BaseSettings(import_users=users, import_items=items)
+
+
+def made(settings: RunSettings) -> BaseModel:
+    return pretrain(settings, prepare(settings).inputs)
+
+
+def test_the_base_knows_the_first_window_and_predicts_better_than_popularity(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    settings, _ = finished(tmp_path_factory)
+    base = BaseModel.load(settings.base_folder)
+    base.verify()
+    windows = split(Interactions.read(settings.log_folder), settings.split)
+    first = windows.pretrain
+    assert set(base.users.ids.to_pylist()) == set(
+        first.users.ids_of(np.unique(first.user_rows)).to_pylist()
+    )
+    assert len(base.items) == len(np.unique(first.item_rows))
+    seen, later = (w.pooled().onto(base.users, base.items)[0] for w in (first, windows.train))
+    held_out = hold_out(later, seen, EvaluationConfig((10,), ("ndcg",)))
+    popular, scorer = popularity(seen), base.scorer()
+    means = [
+        evaluate(held_out, of, model="", run="", seed=0)["value"].mean()
+        for of in (lambda name: scorer, popular)
+    ]
+    assert means[0] > 1.2 * means[1]
+
+
+def test_the_same_log_and_settings_give_the_same_bytes(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    settings, _ = finished(tmp_path_factory)
+    window = split(Interactions.read(settings.log_folder), settings.split).pretrain
+    base = BaseModel.load(settings.base_folder)
+    again, epochs = train_base(window, settings.base, settings.split.by)
+    assert again.fingerprint == base.fingerprint
+    about = json.loads((settings.base_folder / "base.json").read_text())["provenance"]
+    assert about["by"] == "pretrain" and about["epochs"] == epochs and about["inputs"]
+    other, _ = train_base(window, replace(settings.base, seed=1), settings.split.by)
+    assert other.fingerprint != base.fingerprint
+
+
+def test_a_base_is_made_once_and_another_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    settings, _ = finished(tmp_path_factory)
+    before = files_below(settings.base_folder)
+    inputs = prepare(settings).inputs
+    assert pretrain(settings, inputs).fingerprint
+    others = [
+        (replace(settings, base=replace(settings.base, embedding_dim=9)), inputs),
+        (replace(settings, split=replace(settings.split, train=0.1, test=0.15)), inputs),
+        (settings, {"other.parquet": "00" * 32}),
+    ]
+    for other, its_inputs in others:
+        with pytest.raises(SettingsError, match="name another `folder`, or remove .*base and"):
+            pretrain(other, its_inputs)
+    moved = {f"elsewhere/{path}": sha256 for path, sha256 in inputs.items()}
+    assert pretrain(settings, moved).fingerprint
+    assert files_below(settings.base_folder) == before
+
+
+def test_an_imported_base_follows_its_tables_and_not_the_log(tmp_path: Path) -> None:
+    log = random_log(tmp_path / "log.parquet", {"a": (0, 1)})
+    settings = small_settings(tmp_path, log, base=tables(tmp_path / "tables"))
+    base = made(settings)
+    assert base.embedding_dim == 4 and base.tower is None and len(base.users) == 20
+    tonight = random_log(tmp_path / "tonight.parquet", {"a": (0, 1), "b": (0.5, 1)})
+    changed = replace(settings, log=replace(settings.log, files=(tonight,)))
+    assert made(changed).fingerprint == base.fingerprint
+    tables(tmp_path / "tables", seed=1)
+    with pytest.raises(SettingsError, match="other tables made"):
+        made(settings)
+    (tmp_path / "tables" / "items.parquet").unlink()
+    with pytest.raises(SettingsError, match=r"no file to import .*items\.parquet"):
+        made(settings)
+    assert BaseModel.load(settings.base_folder).fingerprint == base.fingerprint
+
+
+def test_a_window_with_nothing_new_is_named(tmp_path: Path) -> None:
+    log = planted_log(tmp_path / "log.parquet")
+    settings = small_settings(tmp_path, log)
+    prepare(settings)
+    window = split(Interactions.read(settings.log_folder), settings.split).pretrain
+    with pytest.raises(ValueError, match="nobody has an item in the last hour that is new to them"):
+        hold_out_some("the last hour", window, window, EvaluationConfig())

@@ -1,0 +1,53 @@
+"""The README's promises: its example runs, its settings load, its commands exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reclora.pipelines.cli import app
+from reclora.pipelines.run import RunSettings
+from reclora.pipelines.settings import load
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_the_python_example_finds_what_was_planted(tmp_path: Path) -> None:
+    (example,) = blocks("python")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", example],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    overall = done.stdout.splitlines()[1]
+    assert overall.endswith("better"), done.stdout
+    assert (tmp_path / "store" / "releases").is_dir()
+
+
+def test_the_settings_example_loads(tmp_path: Path) -> None:
+    (example,) = blocks("toml")
+    path = tmp_path / "run.toml"
+    path.write_text(example)
+    assert load(path, RunSettings).split.train == 0.15
+
+
+@pytest.mark.parametrize("command", re.findall(r"(?:^|`)reclora ([a-z]+)", README, re.MULTILINE))
+def test_every_command_named_is_there(command: str) -> None:
+    verbs = {
+        info.name or info.callback.__name__ for info in app.registered_commands if info.callback
+    }
+    assert command in verbs
+
+
+@pytest.mark.parametrize("target", re.findall(r"^make ([a-z-]+)", README, re.MULTILINE))
+def test_every_make_target_named_is_there(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
