@@ -126,20 +126,21 @@ class Choice:
 
 def choose(contender: Contender, ground: Ground, settings: RunSettings, progress: Step) -> Choice:
     """Try every setting with the first seed; of equal ones the first in the grid is chosen."""
-    best: Trained | None = None
+    best: tuple[float, TrainingConfig, Trained] | None = None
     tried: list[tuple[TrainingConfig, float]] = []
     configs = grid(settings.training, settings.search)
     for config in configs:
         trained = train_contender(contender, ground, config, settings.seeds[0])
         value = headline(ground.held_out, trained.scorer_of(), contender.model)
-        if best is None or value > max(value for _, value in tried):
-            best, chosen = trained, config
         tried.append((config, value))
+        if best is None or value > best[0]:
+            best = value, config, trained
         progress(len(tried), len(configs))
     assert best is not None
+    _, chosen, trained = best
     rows = [(contender.model, c.rows_lr, c.bias_lr, c.l2, value, c == chosen) for c, value in tried]
     columns = ["model", "rows_lr", "bias_lr", "l2", "value", "chosen"]
-    return Choice(chosen, best, pd.DataFrame(rows, columns=columns))
+    return Choice(chosen, trained, pd.DataFrame(rows, columns=columns))
 
 
 def headline(held_out: HeldOut, scorer_of: Callable[[str], Scorer], model: str) -> float:

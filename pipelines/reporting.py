@@ -161,9 +161,10 @@ def _chosen(searches: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def _notes(settings: RunSettings) -> list[str]:
+    seeds = f"the mean of {len(settings.seeds)} seeds" if len(settings.seeds) > 1 else "of one seed"
     notes = [
-        f"Each trained model is the mean of {len(settings.seeds)} seeds; the base model is one, so "
-        "intervals say nothing about another base.",
+        f"Each trained model is {seeds}; the base model is one, so intervals say nothing about "
+        "another base.",
         "Rates of every trained model were chosen on validation from one grid; test chose nothing.",
         "Recent popularity counts the adapt window; all-time popularity everything before test.",
         "Curves show the headline metric on validation, of the first seed.",

@@ -15,19 +15,26 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+
+from reclora.adapters import AdapterConfig
 from reclora.datasets.planted import PlantedConfig, plant
+from reclora.evaluation import EvaluationConfig
+from reclora.files import make_folder, write_parquet, write_text
 from reclora.pipelines.retrain import Outcome, retrain
 from reclora.pipelines.run import BaseSettings, LogSettings, RunSettings, Search
 from reclora.pipelines.settings import resolved
-
-from reclora.adapters import AdapterConfig
-from reclora.evaluation import EvaluationConfig
-from reclora.files import make_folder, write_parquet, write_text
 from reclora.splits import SplitConfig
 from reclora.training import TrainingConfig
 
-HOSTILE = ("../x", "</script><script>alert(1)</script>", "🦊 日本", "=cmd()|' /C calc'!A0", "pooled")
+HOSTILE = (
+    "../x",
+    "</script><script>alert(1)</script>",
+    "🦊 日本",
+    "=cmd()|' /C calc'!A0",
+    "pooled",
+)
 """Names of segments that break paths, pages, tables and spreadsheets; one is a word of ours."""
+NUM_ITEMS = 150
 START = 1_700_000_000_000_000
 
 
@@ -55,22 +62,24 @@ def planted_log(path: Path, seed: int = 0) -> Path:
 def random_log(
     path: Path, segments: Mapping[str, tuple[float, float]], users: int = 24, rows: int = 900
 ) -> Path:
-    """A log of random choices in which each segment has rows from one share of it to another."""
+    """A log in which each segment has rows from one share of the log to another.
+
+    No user takes an item twice, and each segment has items that it likes best.
+    """
     rng = np.random.default_rng(0)
     names = list(segments)
     of_user = np.arange(users) % len(names)
     first, last = (np.array([segments[name][i] for name in names])[of_user] for i in (0, 1))
-    user = [
-        rng.choice(np.flatnonzero((first <= row / rows) & (row / rows < last)))
-        for row in range(rows)
-    ]
-    item = (rng.integers(40, size=rows) * rng.random(rows)).astype(int)
+    liking = np.stack([rng.permutation(NUM_ITEMS) for _ in names]) / 30
+    orders = [np.argsort(liking[s] + rng.gumbel(size=NUM_ITEMS)).tolist() for s in of_user]
+    places = np.arange(rows) / rows
+    user = [rng.choice(np.flatnonzero((first <= p) & (p < last))) for p in places]
     table = pa.table(
         {
             "user_id": [f"u{u}" for u in user],
-            "item_id": [f"i{i}" for i in item],
+            "item_id": [f"i{orders[u].pop(0)}" for u in user],
             "timestamp": pa.array(START + np.arange(rows) * 10**9, pa.timestamp("us", "UTC")),
-            "segment": [names[s] for s in of_user[user]],
+            "segment": [names[of_user[u]] for u in user],
         }
     )
     make_folder(path.parent)
@@ -86,7 +95,7 @@ def small_settings(folder: Path, log: Path, **changes: Any) -> RunSettings:
         name="small",
         folder=folder / "work",
         runs=folder / "runs",
-        base=BaseSettings(8, (8,), replace(short, epochs=8)),
+        base=BaseSettings(8, (8,), replace(short, epochs=8, batch_rows=128, rows_lr=0.2)),
         adapter=AdapterConfig(rank=2, alpha=2.0),
         training=short,
         search=Search((0.1,), (0.1,), (0.01,)),

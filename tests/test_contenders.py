@@ -6,6 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
+from reclora.base import BaseModel
+from reclora.evaluation import evaluate
+from reclora.interactions import Interactions
 from reclora.pipelines.contenders import (
     SUBJECT,
     Choice,
@@ -19,10 +23,6 @@ from reclora.pipelines.contenders import (
 )
 from reclora.pipelines.retrain import onto_base
 from reclora.pipelines.run import RunSettings, Search
-
-from reclora.base import BaseModel
-from reclora.evaluation import evaluate
-from reclora.interactions import Interactions
 from reclora.ranking import Scorer
 from reclora.splits import split
 from reclora.training import TrainingConfig
@@ -70,7 +70,7 @@ def test_the_best_on_validation_is_chosen_and_comes_trained(world: World, place:
     settings, ground = world
     contender = contenders(settings)[place]
     told: list[tuple[int, int]] = []
-    search = Search((1e-6, 0.2), (1e-6, 0.2), (0.01,))
+    search = Search((1e-6, 0.05), (1e-6, 0.05), (0.01,))
     choice = chosen(world, contender, search, lambda *done: told.append(done))
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
     tried = choice.tried
@@ -125,4 +125,6 @@ def test_what_contenders_train_on_is_pooled_once(world: World) -> None:
     pooled = ground.pooled
     assert ground.pooled is pooled and pooled.log.segment_names == ("pooled",)
     assert len(pooled.log) == len(ground.log) and len(pooled.seen) == len(ground.seen)
-    assert np.array_equal(np.sort(pooled.validation.item_rows), np.sort(ground.validation.item_rows))
+    assert np.array_equal(
+        np.sort(pooled.validation.item_rows), np.sort(ground.validation.item_rows)
+    )

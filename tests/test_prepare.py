@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from reclora.pipelines.prepare import prepare
 
 from reclora.interactions import Interactions, LogError
+from reclora.pipelines.prepare import prepare
 from tests.small_runs import files_below, planted_log, random_log, small_settings
 
 

@@ -7,30 +7,28 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from reclora.pipelines.prepare import prepare
-from reclora.pipelines.pretrain import hold_out_some, pretrain, train_base
-from reclora.pipelines.run import BaseSettings, RunSettings
-from reclora.pipelines.settings import SettingsError
 
 from reclora.base import BaseModel
 from reclora.evaluation import EvaluationConfig, evaluate, hold_out
 from reclora.files import write_parquet
 from reclora.interactions import Interactions
+from reclora.pipelines.prepare import prepare
+from reclora.pipelines.pretrain import hold_out_some, pretrain, train_base
+from reclora.pipelines.run import BaseSettings, RunSettings
+from reclora.pipelines.settings import SettingsError
 from reclora.popularity import popularity
 from reclora.splits import split
 from tests.small_runs import files_below, finished, planted_log, random_log, small_settings
 
 
 def tables(folder: Path, dim: int = 4, seed: int = 0) -> BaseSettings:
-    """A base model to import: vectors for the users and items of `random_log`, but for a few."""
+    """A base model to import: vectors of users and items of `random_log`, but for some items."""
     rng = np.random.default_rng(seed)
     folder.mkdir(exist_ok=True)
-    sides = {"user": [f"u{u}" for u in range(20)], "item": [f"i{i}" for i in range(36)]}
+    sides = {"user": [f"u{u}" for u in range(60)], "item": [f"i{i}" for i in range(140)]}
     for side, ids in sides.items():
         vectors = pa.array(list(rng.standard_normal((len(ids), dim)).astype(np.float32)))
-        write_parquet(
-            folder / f"{side}s.parquet", pa.table({f"{side}_id": ids, "vector": vectors})
-        )
+        write_parquet(folder / f"{side}s.parquet", pa.table({f"{side}_id": ids, "vector": vectors}))
     users, items = (folder / f"{side}s.parquet" for side in sides)
     return BaseSettings(import_users=users, import_items=items)
 
@@ -84,7 +82,7 @@ def test_a_base_is_made_once_and_another_is_refused(
     assert pretrain(settings, inputs).fingerprint
     others = [
         (replace(settings, base=replace(settings.base, embedding_dim=9)), inputs),
-        (replace(settings, split=replace(settings.split, train=0.1, test=0.15)), inputs),
+        (replace(settings, split=replace(settings.split, train=0.2, test=0.22)), inputs),
         (settings, {"other.parquet": "00" * 32}),
     ]
     for other, its_inputs in others:
@@ -99,7 +97,7 @@ def test_an_imported_base_follows_its_tables_and_not_the_log(tmp_path: Path) -> 
     log = random_log(tmp_path / "log.parquet", {"a": (0, 1)})
     settings = small_settings(tmp_path, log, base=tables(tmp_path / "tables"))
     base = made(settings)
-    assert base.embedding_dim == 4 and base.tower is None and len(base.users) == 20
+    assert base.embedding_dim == 4 and base.tower is None and len(base.users) == 60
     tonight = random_log(tmp_path / "tonight.parquet", {"a": (0, 1), "b": (0.5, 1)})
     changed = replace(settings, log=replace(settings.log, files=(tonight,)))
     assert made(changed).fingerprint == base.fingerprint

@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from reclora.pipelines.progress import step
 
 TITLE = "training [red] 日本"

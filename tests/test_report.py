@@ -358,8 +358,17 @@ def test_a_verdict_against_its_interval_is_refused() -> None:
     def boast(lifts: pd.DataFrame) -> None:
         lifts.loc[lifts["verdict"] == "cannot tell", "verdict"] = "better"
 
-    with pytest.raises(ValueError, match="a verdict must follow from its interval"):
+    with pytest.raises(ValueError, match="a verdict must be better \\(only where low > 0\\)"):
         with_lift(example(), boast)
+
+
+def test_cannot_tell_is_a_verdict_of_any_interval() -> None:
+    """A comparison may say so of few users though their interval excludes zero."""
+
+    def doubt(lifts: pd.DataFrame) -> None:
+        lifts["verdict"] = "cannot tell"
+
+    with_lift(example(), doubt)
 
 
 def test_the_same_comparison_twice_is_refused() -> None:

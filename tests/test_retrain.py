@@ -7,23 +7,25 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
-from reclora.pipelines import retrain as pipeline
-from reclora.pipelines.contenders import SUBJECT, Ground, contenders, train_contender
-from reclora.pipelines.retrain import Outcome, retrain
-from reclora.pipelines.run import RunSettings
 
 from reclora.adapters import AdapterConfig, AdapterError
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
-from reclora.files import read_parquet
+from reclora.files import read_parquet, write_parquet
 from reclora.interactions import Interactions
+from reclora.pipelines import retrain as pipeline
+from reclora.pipelines.contenders import SUBJECT, Ground, contenders, train_contender
+from reclora.pipelines.retrain import Outcome, retrain
+from reclora.pipelines.run import RunSettings
 from reclora.splits import SplitConfig, Windows, split
 from reclora.store import AdapterStore, BaseMismatch
 from reclora.training import TrainingConfig
 from tests.small_runs import (
     HOSTILE,
+    START,
     files_below,
     finished,
     planted_log,
@@ -326,16 +328,23 @@ def test_a_base_that_knows_nobody_is_refused(tmp_path: Path) -> None:
         ("numbered", numbered, "user_id is int64 in the log and large_string in the base model"),
     ):
         path = tmp_path / f"{name}.parquet"
-        pipeline.write_parquet(path, changed)
+        write_parquet(path, changed)
         mine = small_settings(tmp_path / name, path, base=tables(tmp_path / "tables"))
         with pytest.raises(ValueError, match=message):
             retrain(mine)
 
 
 def test_a_test_window_with_nothing_new_is_refused(tmp_path: Path) -> None:
-    """Few items, all of them seen by everybody long before the end."""
-    table = read_parquet(random_log(tmp_path / "log.parquet", {"a": (0, 1)}, users=2, rows=4000))
-    pipeline.write_parquet(tmp_path / "log.parquet", table)
+    """Eight items, all of them seen by each of five users long before the end."""
+    rows = np.arange(400)
+    moments = pa.array(START + rows * 10**6, pa.timestamp("us", "UTC"))
+    columns = {
+        "user_id": [f"u{row % 5}" for row in rows],
+        "item_id": [f"i{row // 5 % 8}" for row in rows],
+        "timestamp": moments,
+        "segment": ["a"] * len(rows),
+    }
+    write_parquet(tmp_path / "log.parquet", pa.table(columns))
     mine = small_settings(tmp_path, tmp_path / "log.parquet", base=tables(tmp_path / "tables"))
     contract = replace(mine.log.contract, duplicates="exact")
     with pytest.raises(ValueError, match="nobody has an item in the test window that is new"):

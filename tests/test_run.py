@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from reclora.pipelines import run
 from reclora.pipelines.run import (
     BaseSettings,
@@ -17,7 +18,6 @@ from reclora.pipelines.run import (
     files_of,
     git_commit,
 )
-
 from tests.small_runs import small_settings
 
 INPUTS = {"log.parquet": "ab" * 32}

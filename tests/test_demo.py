@@ -1,0 +1,86 @@
+"""The demo: from files in a public format to a report, in one command."""
+
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from reclora.files import read_parquet
+from tests.small_runs import reclora
+from tests.test_movielens import ml_100k  # noqa: F401
+
+QUICK = ("seeds=[0]", "base.training.epochs=4", "training.epochs=2", "base.hidden=[4]")
+GRID = ("search.rows_lr=[0.05]", "search.bias_lr=[0.05]")
+SETTINGS = [word for setting in (*QUICK, *GRID) for word in ("--set", setting)]
+
+
+def write_movielens(folder: Path) -> Path:
+    """A few thousand ratings in the form of MovieLens 1M."""
+    rng = random.Random(0)
+    folder.mkdir(parents=True)
+    users, ratings = [], []
+    for user in range(1, 121):
+        age, gender = rng.choice([1, 18, 25, 35]), rng.choice("FM")
+        users.append(f"{user}::{gender}::{age}::{rng.randrange(21)}::48067")
+        moment = 978_300_000 + rng.randrange(10**6)
+        for item in rng.sample(range(1, 201), 25):
+            moment += rng.randrange(1, 60)
+            ratings.append(f"{user}::{item}::{rng.randrange(1, 6)}::{moment}")
+    (folder / "users.dat").write_text("\n".join(users) + "\n")
+    (folder / "ratings.dat").write_text("\n".join(ratings) + "\n")
+    return folder
+
+
+def test_the_demo_of_ones_own_files(tmp_path: Path) -> None:
+    """Folders with quotes and brackets in their names are folders; everything goes into one."""
+    data = write_movielens(tmp_path / "it's [ml]")
+    folder = tmp_path / 'runs "of" [it\'s]'
+    words = ["--data", data, "--folder", folder, "--segment-by", "gender", *SETTINGS]
+    done = reclora("demo", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (run,) = folder.glob("demo-gender-*")
+    assert {path.name for path in folder.iterdir()} == {"demo", run.name}
+    assert {path.name for path in tmp_path.iterdir()} == {data.name, folder.name}
+    results = read_parquet(run / "results.parquet").to_pandas()
+    assert set(results["segment"]) == {"F", "M"} and results["user_id"].between(1, 120).all()
+    about = json.loads((run / "run.json").read_text())
+    assert about["settings"]["split"]["by"] == "user_time"
+    assert about["settings"]["repeat"].startswith("reclora demo --segment-by gender --folder ")
+    assert "--set 'seeds=[0]'" in about["settings"]["repeat"]
+    assert str(run / "report.html") in done.stdout
+    following = done.stdout.splitlines()[-1]
+    assert following.startswith("next      reclora demo --segment-by occupation --folder ")
+
+
+def test_a_folder_without_data_and_an_unknown_segmentation_are_named(tmp_path: Path) -> None:
+    done = reclora("demo", "--data", tmp_path, "--folder", tmp_path / "runs", cwd=tmp_path)
+    assert done.returncode == 1 and "expected one of ml-100k.inter, u.data" in done.stderr
+    data = write_movielens(tmp_path / "data")
+    done = reclora("demo", "--data", data, "--segment-by", "gendr", cwd=tmp_path)
+    assert done.returncode == 1 and "did you mean 'gender'?" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_the_demo_of_the_real_data(ml_100k: Path, tmp_path: Path) -> None:  # noqa: F811
+    home = tmp_path / "runs" / "demo" / "movielens"
+    home.mkdir(parents=True)
+    for file in ml_100k.iterdir():
+        (home / file.name).write_bytes(file.read_bytes())
+    settings = [w for s in (*GRID, "seeds=[0]", "training.epochs=6") for w in ("--set", s)]
+    done = reclora("demo", *settings, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"NDCG|ndcg@10 on test, \d+ users", done.stdout)
+    (run,) = (tmp_path / "runs").glob("demo-age_group-*")
+    compared = read_parquet(run / "comparison.parquet").to_pandas()
+    headline = compared[
+        (compared["scope"] == "all")
+        & (compared["metric"] == "ndcg")
+        & (compared["k"] == 10)
+        & (compared["baseline"] == "frozen base")
+    ].set_index("model")
+    assert headline.at["per-segment adapters", "verdict"] != "worse"
+    assert headline.at["segment popularity, all time", "verdict"] == "worse"
+    assert len(compared.loc[compared["scope"] == "segment", "segment"].unique()) == 7

@@ -1,0 +1,99 @@
+"""From results to the report: which pairs are compared, and what became of each segment."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from reclora.adapters import AdapterConfig
+from reclora.bank import AdapterBank
+from reclora.comparison import compare
+from reclora.files import read_parquet
+from reclora.pipelines.contenders import SUBJECT, Contender, Trained
+from reclora.pipelines.reporting import BASE, lifts, segment_states
+from reclora.report.text import interval, number, signed
+from reclora.splits import Windows
+from reclora.training import Training
+from tests.small_runs import finished
+from tests.small_worlds import make_base, make_log
+
+
+def test_every_model_is_held_against_the_base_and_the_adapters_against_every_model(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    _, outcome = finished(tmp_path_factory)
+    results = read_parquet(outcome.folder.results).to_pandas()
+    found = lifts(results)
+    models = set(results["model"])
+    pairs = set(zip(found["model"], found["baseline"], strict=True))
+    assert pairs == {(model, BASE) for model in models - {BASE}} | {
+        (SUBJECT, model) for model in models - {SUBJECT}
+    }
+    assert not found.duplicated(["model", "baseline", "metric", "k", "scope", "segment"]).any()
+    measures = found[["metric", "k"]].drop_duplicates().to_numpy().tolist()
+    assert measures == [["ndcg", 10], ["ndcg", 5], ["recall", 10], ["recall", 5]]
+    one = compare(results, SUBJECT, "pooled adapter", metric="recall", k=5)
+    chosen = found[
+        (found["model"] == SUBJECT)
+        & (found["baseline"] == "pooled adapter")
+        & (found["metric"] == "recall")
+        & (found["k"] == 5)
+    ]
+    pd.testing.assert_frame_equal(chosen.reset_index(drop=True), one)
+    stored = read_parquet(outcome.folder.comparison).to_pandas()
+    pd.testing.assert_frame_equal(stored, found, check_dtype=False)
+
+
+def test_the_page_holds_the_headline(tmp_path_factory: pytest.TempPathFactory) -> None:
+    settings, outcome = finished(tmp_path_factory)
+    page = outcome.folder.report.read_text()
+    compared = read_parquet(outcome.folder.comparison).to_pandas()
+    headline = compared[
+        (compared["model"] == SUBJECT)
+        & (compared["baseline"] == BASE)
+        & (compared["metric"] == "ndcg")
+        & (compared["k"] == 10)
+    ]
+    assert set(headline["scope"]) == {"all", "segment"}
+    for _, row in headline.iterrows():
+        assert signed(row["difference"]) in page and number(row["model_mean"]) in page
+        assert interval(row["low"], row["high"]) in page
+        assert row["verdict"] in page
+    assert outcome.folder.id in page and "NDCG@10" in page
+    assert "Each trained model is of one seed;" in page
+    assert "chosen on validation" in page and settings.name in page
+
+
+def windows(sizes: Mapping[str, Mapping[str, int]]) -> tuple[Windows, Trained]:
+    base = make_base()
+    logs = {name: make_log(base, of) for name, of in sizes.items()}
+    bank = AdapterBank.for_log(base, logs["train"], AdapterConfig(rank=2))
+    epochs = {"better": 3, "no rows": 0, "nothing to judge": 0, "not better": 0}
+    curves = pd.DataFrame({"segment": [], "epoch": [], "training_loss": [], "score": []})
+    contender = Contender(SUBJECT, bank.config, is_pooled=False)
+    return Windows(**logs), Trained(contender, bank, Training(curves, epochs, 1))
+
+
+def test_a_segment_says_what_became_of_it() -> None:
+    sizes = {
+        "pretrain": {"better": 1, "no rows": 9, "nothing to judge": 9, "not better": 9},
+        "train": {"better": 20, "no rows": 0, "nothing to judge": 9, "not better": 7},
+        "validation": {"better": 6, "no rows": 5, "nothing to judge": 0, "not better": 4},
+        "test": {"better": 3, "no rows": 2, "nothing to judge": 1, "not better": 0},
+    }
+    made, trained = windows(sizes)
+    found = segment_states(made, trained).set_index("segment")
+    assert found["train rows"].to_dict() == sizes["train"]
+    assert found["validation rows"].to_dict() == sizes["validation"]
+    assert found["test rows"].to_dict() == sizes["test"]
+    rows = made.train.user_rows[:20]
+    assert found.at["better", "train users"] == len(np.unique(rows))
+    assert found["state"].to_dict() == {
+        "better": "adapter published",
+        "no rows": "stays at the base: no interactions in the train window",
+        "nothing to judge": "stays at the base: no interactions to validate on",
+        "not better": "stays at the base: no epoch was better on validation",
+    }
+    assert found.at["better", "numbers"] == trained.bank.adapter("better").num_numbers
+    assert found["numbers"].tolist()[1:] == [0, 0, 0]

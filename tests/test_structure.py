@@ -1,0 +1,178 @@
+"""The design, read from the code: imports go down, each module is tested, nothing unpickles."""
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TESTS = ROOT / "tests"
+
+FLOORS = (
+    ("files", "environment", "interactions", "deltas", "losses", "metrics", "optim"),
+    ("tables", "tower", "scoring", "base", "batches", "splits", "popularity"),
+    ("adapters", "bank"),
+    ("training", "early_stopping", "ranking", "store", "interchange"),
+    ("evaluation", "comparison"),
+    ("report",),
+    ("pipelines", "datasets"),
+)
+"""From the lowest to the highest: a module imports from its own floor and from those below."""
+
+TESTED_IN = {
+    "reclora.interactions.stored": "test_log",
+    "reclora.interactions.summary": "test_layout",
+    "reclora.interactions.workplace": "test_layout",
+    "reclora.report.contents": "test_report",
+    "reclora.report.figures": "test_report",
+    "reclora.report.page": "test_report",
+    "reclora.report.text": "test_report",
+    "reclora.store.reading": "test_store",
+    "reclora.store.stacking": "test_packs",
+    "reclora.datasets.planted_truth": "test_planted",
+}
+"""Parts of a whole that are tested with it."""
+
+OF_NO_MODULE = {
+    "test_structure",
+    "test_packaging",
+    "test_readme",
+    "test_benchmarks",
+    "test_report_browser",
+}
+UNPICKLING = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of the package by its installed name."""
+    folders = {
+        "reclora": ROOT / "reclora",
+        "reclora.pipelines": ROOT / "pipelines",
+        "reclora.datasets": ROOT / "datasets",
+    }
+    found = {}
+    for package, folder in folders.items():
+        for path in sorted(folder.rglob("*.py")):
+            parts = [package, *path.relative_to(folder).with_suffix("").parts]
+            found[".".join(part for part in parts if part != "__init__")] = path
+    return found
+
+
+def imported(path: Path, module: str) -> Iterator[str]:
+    """The dotted names that a file imports, also those inside functions; `from a import b` gives
+    a.b.
+    """
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                origin = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+
+
+def own(names: Iterator[str]) -> set[str]:
+    """Those of our modules that the names are, or are in."""
+    found = {name if name in modules() else name.rpartition(".")[0] for name in names}
+    return found & modules().keys()
+
+
+def floor_of(module: str) -> int:
+    (floor,) = (n for n, names in enumerate(FLOORS) if module.split(".")[1] in names)
+    return floor
+
+
+def below_the_top() -> list[str]:
+    return [name for name in modules() if name != "reclora"]
+
+
+def test_imports_are_seen_in_all_their_forms() -> None:
+    seen = {name: own(imported(path, name)) for name, path in modules().items()}
+    assert {"reclora.base", "reclora.pipelines.run", "reclora.store"} <= seen[
+        "reclora.pipelines.retrain"
+    ]
+    assert "reclora.pipelines.summary" in seen["reclora.pipelines.cli"], "inside a function"
+    assert {"reclora.report.page", "reclora.report.contents"} <= seen["reclora.report"]
+
+
+def test_every_module_stands_on_one_floor() -> None:
+    placed = [name for floor in FLOORS for name in floor]
+    assert len(set(placed)) == len(placed)
+    assert {name.split(".")[1] for name in below_the_top()} == set(placed)
+
+
+@pytest.mark.parametrize("module", below_the_top())
+def test_imports_go_down_only(module: str) -> None:
+    up = [
+        other
+        for other in own(imported(modules()[module], module))
+        if other == "reclora" or floor_of(other) > floor_of(module)
+    ]
+    assert not up, f"{module} imports {up}, which stand above it"
+
+
+def test_imports_make_no_circle() -> None:
+    graph = {name: own(imported(path, name)) - {name} for name, path in modules().items()}
+    assert list(TopologicalSorter(graph).static_order())
+
+
+def test_the_report_knows_nothing_but_itself() -> None:
+    for module, path in modules().items():
+        if module.split(".")[1:2] == ["report"]:
+            assert all(name.startswith("reclora.report") for name in own(imported(path, module)))
+
+
+@pytest.mark.parametrize("module", modules())
+def test_what_may_not_be_imported(module: str) -> None:
+    path = modules()[module]
+    roots = {name.split(".")[0] for name in imported(path, module)}
+    assert not roots & UNPICKLING
+    # The check-up looks in a process of its own whether it can be imported.
+    if module not in ("reclora.distributed", "reclora.pipelines.doctor"):
+        assert not roots & {"torchrec", "fbgemm_gpu"}
+    # torch.load unpickles, too.
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert (node.value.id, node.attr) != ("torch", "load")
+
+
+@pytest.mark.parametrize("module", modules())
+def test_every_module_is_tested(module: str) -> None:
+    """By the test file of its name, which imports it; a package that only exports needs none."""
+    path = modules()[module]
+    if path.name == "__init__.py" and not defines(path):
+        return
+    test = TESTS / f"{TESTED_IN.get(module, 'test_' + module.rpartition('.')[2])}.py"
+    assert test.is_file(), f"{module} has no {test.name}"
+    names = {*imported(test, "tests"), *mentioned(test)}
+    # The parts of a library package may be tested through what the package exports.
+    package = module.rpartition(".")[0]
+    ways = [module] if package in ("reclora", "reclora.pipelines") else [module, package]
+    assert any(f"{name}.".startswith(f"{way}.") for name in names for way in ways), (
+        f"{test.name} has no {module}"
+    )
+
+
+def defines(path: Path) -> bool:
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    return any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in body)
+
+
+def mentioned(test: Path) -> set[str]:
+    """What a test runs instead of importing it: the installed command is `cli`, and its `demo`."""
+    commands = {"test_cli": "reclora.pipelines.cli", "test_demo": "reclora.pipelines.demo"}
+    return {commands[test.stem]} if test.stem in commands else set()
+
+
+def test_every_test_file_has_its_module() -> None:
+    stems = {path.stem for path in TESTS.glob("test_*.py")} - OF_NO_MODULE
+    named = {f"test_{name.rpartition('.')[2]}" for name in modules()}
+    assert stems <= named, f"no module belongs to {sorted(stems - named)}"
+    assert set(TESTED_IN) <= modules().keys()
