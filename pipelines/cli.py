@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
@@ -38,7 +38,8 @@ Overrides = Annotated[
 @app.command()
 def demo(
     segment_by: Annotated[
-        str, typer.Option(help="What a segment is: age_group, gender, occupation or all.")
+        Literal["age_group", "gender", "occupation", "all"],
+        typer.Option(help="What a segment is."),
     ] = "age_group",
     data: Annotated[
         Path | None,

@@ -8,6 +8,7 @@ base is trained anew on the whole of it for so many.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -30,7 +31,9 @@ from .settings import SettingsError, resolved
 
 
 def pretrain(settings: RunSettings, inputs: Mapping[str, str]) -> BaseModel:
-    """The run's base model, from `settings.base_folder`; made and saved there if it is not yet.
+    """The run's base model: the one that the settings name, else from `settings.base_folder`.
+
+    There it is made and saved if it is not yet.
 
     Args:
         inputs: file -> sha256 of the log, from `prepare`.
@@ -42,6 +45,8 @@ def pretrain(settings: RunSettings, inputs: Mapping[str, str]) -> BaseModel:
         BaseError: tables to import that are no base model.
     """
     torch.set_num_threads(settings.threads)
+    if settings.base.saved is not None:
+        return BaseModel.load(settings.base.saved)
     made_from = _made_from(settings, inputs)
     folder = settings.base_folder
     if folder.exists():
@@ -50,7 +55,8 @@ def pretrain(settings: RunSettings, inputs: Mapping[str, str]) -> BaseModel:
         if provenance.get("made_from") != made_from:
             raise SettingsError(
                 f"{folder} holds a base model that {_makers(settings.base)} made, and adapters in "
-                f"the store belong to it: name another `folder`, or remove {folder} and "
+                f"the store belong to it. To adapt that base to this log, set base.saved = "
+                f"'{folder}'; for a new base, name another `folder`, or remove {folder} and "
                 f"{settings.store_folder}"
             )
         return base
@@ -127,6 +133,8 @@ def train_base(window: Interactions, settings: BaseSettings, by: SplitBy) -> tup
             seed=settings.seed,
             progress=progress,
         ).best_epoch["pooled"]
+    if chosen == 0:
+        print("pretraining: no epoch ranked better than a random base", file=sys.stderr)
     epochs = max(1, chosen)
     bank = AdapterBank.for_log(start, known, FULL, settings.seed)
     with step(f"pretraining: {epochs} epochs") as progress:

@@ -84,7 +84,5 @@ def all_scores(layers: Sequence[Layer], u_GBD: Tensor, v_GCD: Tensor) -> Tensor:
     # W_v v + W_uv (u * v) = (W_v + W_uv diag(u)) v: a matrix per user, one product for all pairs.
     matrices_GDBH = w_v.unsqueeze(2) + u_GBD.transpose(1, 2).unsqueeze(3) * w_uv.unsqueeze(2)
     side_GBH = u_GBD @ w_u + bias_GO.unsqueeze(1)
-    hidden = torch.baddbmm(
-        side_GBH.reshape(G, 1, B * H), v_GCD, matrices_GDBH.reshape(G, D, B * H)
-    )
+    hidden = torch.baddbmm(side_GBH.reshape(G, 1, B * H), v_GCD, matrices_GDBH.reshape(G, D, B * H))
     return _rest(hidden.view(G, C * B, H), rest).view(G, C, B).transpose(1, 2)

@@ -21,7 +21,7 @@ from reclora.datasets.planted import PlantedConfig, plant
 from reclora.evaluation import EvaluationConfig
 from reclora.files import make_folder, write_parquet, write_text
 from reclora.pipelines.retrain import Outcome, retrain
-from reclora.pipelines.run import BaseSettings, LogSettings, RunSettings, Search
+from reclora.pipelines.run import BaseSettings, LogSettings, PretrainingConfig, RunSettings, Search
 from reclora.pipelines.settings import resolved
 from reclora.splits import SplitConfig
 from reclora.training import TrainingConfig
@@ -90,12 +90,15 @@ def random_log(
 def small_settings(folder: Path, log: Path, **changes: Any) -> RunSettings:
     """A run of a few seconds: one seed, one setting, few epochs."""
     short = TrainingConfig(epochs=3, batch_rows=32, num_negatives=32, rows_lr=0.1)
+    pretraining = PretrainingConfig(
+        epochs=8, patience=3, batch_rows=128, num_negatives=32, rows_lr=0.2, bias_lr=0.05, l2=0.0
+    )
     settings = RunSettings(
         log=LogSettings((log,)),
         name="small",
         folder=folder / "work",
         runs=folder / "runs",
-        base=BaseSettings(8, (8,), replace(short, epochs=8, batch_rows=128, rows_lr=0.2)),
+        base=BaseSettings(8, (8,), pretraining),
         adapter=AdapterConfig(rank=2, alpha=2.0),
         training=short,
         search=Search((0.1,), (0.1,), (0.01,)),

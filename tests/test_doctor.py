@@ -6,8 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
-from reclora.pipelines import doctor
 from test_environment import distribution
+
+from reclora.pipelines import doctor
 
 
 def findings_by_name(findings: list[doctor.Finding]) -> dict[str, doctor.Finding]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from reclora.datasets.movielens import (
     AGE_GROUPS,
     OCCUPATIONS,
@@ -20,7 +21,6 @@ from reclora.datasets.movielens import (
     read,
     write_log,
 )
-
 from reclora.files import read_parquet
 from reclora.interactions import LogContract, prepare_log
 

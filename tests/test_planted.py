@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reclora.datasets.planted import CHUNK_ROWS, PlantedConfig, PlantedWorld, plant, write_log
 from scipy.stats import chisquare
 
+from reclora.datasets.planted import CHUNK_ROWS, PlantedConfig, PlantedWorld, plant, write_log
 from reclora.files import read_parquet
 from reclora.interactions import Interactions, LogContract, prepare_log
 

@@ -20,6 +20,7 @@ from reclora.pipelines import retrain as pipeline
 from reclora.pipelines.contenders import SUBJECT, Ground, contenders, train_contender
 from reclora.pipelines.retrain import Outcome, retrain
 from reclora.pipelines.run import RunSettings
+from reclora.pipelines.settings import SettingsError
 from reclora.splits import SplitConfig, Windows, split
 from reclora.store import AdapterStore, BaseMismatch
 from reclora.training import TrainingConfig
@@ -240,6 +241,21 @@ def newcomers(tmp_path_factory: pytest.TempPathFactory) -> RunSettings:
     parts: dict[str, tuple[float, float]] = {"new": (0.6, 1), "old": (0, 1)}
     log = random_log(folder / "log.parquet", parts, users=40, rows=2500)
     return small_settings(folder, log, split=SplitConfig(pretrain=0.6, train=0.2, test=0.15))
+
+
+def test_the_next_log_adapts_the_base_that_is_there(tmp_path: Path) -> None:
+    """Another log is refused beside a base, unless the settings say to keep that base."""
+    first = small_settings(tmp_path, random_log(tmp_path / "1.parquet", {"a": (0, 1), "b": (0, 1)}))
+    retrain(first)
+    log = random_log(tmp_path / "2.parquet", {"a": (0, 1), "b": (0, 1), "c": (0.5, 1)}, rows=1000)
+    second = replace(first, log=replace(first.log, files=(log,)))
+    with pytest.raises(SettingsError, match="To adapt that base to this log, set base.saved"):
+        retrain(second)
+    before = files_below(first.base_folder)
+    kept = replace(second, base=replace(second.base, saved=first.base_folder))
+    outcome = retrain(kept)
+    assert files_below(first.base_folder) == before
+    assert outcome.folder.summary()["base"] == BaseModel.load(first.base_folder).fingerprint
 
 
 def test_unknown_users_are_dropped_and_counted(newcomers: RunSettings) -> None:
