@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="reclora",
     no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="LoRA for recommenders: one frozen base, an adapter per segment, measured offline.",
@@ -33,6 +34,18 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Replace one setting; repeatable."),
 ]
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """What comes before a verb."""
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"reclora {installed('reclora')}")
+        raise typer.Exit
 
 
 @app.command()
@@ -155,5 +168,8 @@ def main() -> None:
 
 
 def _exit_interrupted() -> NoReturn:
-    print("interrupted; run the same command again: what was finished is reused", file=sys.stderr)
+    print(
+        "interrupted; run the same command again: the log and the base model are kept",
+        file=sys.stderr,
+    )
     sys.exit(130)

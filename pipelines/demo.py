@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from reclora.datasets import movielens
@@ -30,6 +31,8 @@ def demo(
         MovieLensError: the data cannot be had, or is not what it should be.
     """
     work = folder / "demo"
+    if data is None:
+        print("MovieLens 100K, by GroupLens: for research, not to be passed on", file=sys.stderr)
     source = movielens.fetch(work / "movielens") if data is None else data
     log = movielens.write_log(source, work / f"{segment_by}.parquet", segment_by)
     given = {

@@ -16,7 +16,7 @@ from reclora.report import Report, write_report
 from reclora.splits import Windows
 
 from .contenders import SUBJECT, Trained
-from .run import RunFolder, RunSettings, versions
+from .run import RunFolder, RunSettings, Search, versions
 from .settings import resolved
 
 BASE = "frozen base"
@@ -136,7 +136,7 @@ def write_run_report(
             settings=resolved(settings) | {"chosen on validation": _chosen(measured.searches)},
             versions=versions(),
             repeat=settings.repeat,
-            notes=_notes(settings),
+            notes=_notes(settings, measured),
         ),
     )
     return compared
@@ -160,18 +160,44 @@ def _chosen(searches: pd.DataFrame) -> dict[str, dict[str, float]]:
     return {str(row["model"]): {c: row[c] for c in columns} for _, row in chosen.iterrows()}
 
 
-def _notes(settings: RunSettings) -> list[str]:
+def _notes(settings: RunSettings, measured: Measured) -> list[str]:
     seeds = f"the mean of {len(settings.seeds)} seeds" if len(settings.seeds) > 1 else "of one seed"
     notes = [
         f"Each trained model is {seeds}; the base model is one, so intervals say nothing about "
         "another base.",
+        _published(settings, measured),
         "Rates of every trained model were chosen on validation from one grid; test chose nothing.",
         "Recent popularity counts the adapt window; all-time popularity everything before test.",
         "Curves show the headline metric on validation, of the first seed.",
     ]
+    edges = _at_the_edge(settings.search, measured.searches)
+    if edges:
+        notes.append(f"Chosen at the edge of the grid, so a wider one may do better: {edges}.")
     if settings.split.by == "user_time":
         notes.append(
             "The split is by each user's own time: a user's future never trains that user, but "
             "other users' later interactions may have."
         )
     return notes
+
+
+def _published(settings: RunSettings, measured: Measured) -> str:
+    """What the release itself scores, where a segment without an adapter is served by the base."""
+    results, (seed, *_) = measured.results, settings.seeds
+    metric, k = settings.evaluation.metrics[0], settings.evaluation.ks[0]
+    chosen = (results["metric"] == metric) & (results["k"] == k)
+    own = results[chosen & (results["model"] == SUBJECT) & (results["seed"] == seed)]
+    return (
+        f"Published are the adapters of seed {seed}, of the segments whose state below says so; "
+        f"that seed alone has {measured.measure} {own['value'].mean():.4f}."
+    )
+
+
+def _at_the_edge(search: Search, searches: pd.DataFrame) -> str:
+    chosen = searches[searches["chosen"]]
+    return "; ".join(
+        f"{row['model']}: {rate} {row[rate]:g}"
+        for _, row in chosen.iterrows()
+        for rate in ("rows_lr", "bias_lr", "l2")
+        if len(grid := getattr(search, rate)) > 1 and row[rate] in (min(grid), max(grid))
+    )

@@ -70,7 +70,8 @@ def retrain(settings: RunSettings) -> Outcome:
     release = publish(settings, measured)
     number = release.number if release else None
     folder.event("published", release=number)
-    folder.complete({"release": number, "data_quality": quality})
+    searched = measured.searches.to_dict("records")
+    folder.complete({"release": number, "data_quality": quality, "search": searched})
     return Outcome(folder, settings.store_folder, number, was_there=False)
 
 

@@ -80,7 +80,7 @@ class BaseSettings:
 class Search:
     """The grid on which every compared model's learning rates are chosen, on validation."""
 
-    rows_lr: tuple[float, ...] = (0.01, 0.02, 0.05)
+    rows_lr: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
     bias_lr: tuple[float, ...] = (0.01, 0.05)
     l2: tuple[float, ...] = (0.05,)
 
@@ -257,6 +257,9 @@ def files_of(patterns: Sequence[Path]) -> list[Path]:
         root = Path(pattern.anchor)
         matches = sorted(root.glob(str(pattern.relative_to(root)))) if pattern.name else []
         if not matches:
-            raise FileNotFoundError(f"no log file matches {pattern}; give Parquet files")
+            raise FileNotFoundError(
+                f"no log file matches {pattern.absolute()}; paths are taken from where the "
+                f"command is run"
+            )
         found += matches
     return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -13,28 +15,24 @@ from reclora.files import read_parquet
 from reclora.interactions.summary import LogSummary
 
 from .contenders import SUBJECT
+from .prepare import describe
 from .reporting import BASE
 from .retrain import Outcome
 
 SEGMENTS_SHOWN = 20
+VERDICTS = {
+    "better": "better than",
+    "worse": "worse than",
+    "cannot tell": "cannot be told from",
+}
 
 
 def print_log(summary: LogSummary, folder: Path, following: str) -> None:
     """Print what became of the log."""
-    dropped = {
-        **summary.quarantined,
-        "below the least label": summary.below_min_label,
-        "duplicate": summary.duplicates,
-    }
-    console = Console()
-    console.print(
-        f"{summary.rows_read:,} rows read, {summary.rows_kept:,} kept, {summary.users:,} users, "
-        f"{summary.items:,} items, {len(summary.segments):,} segments, "
-        f"{summary.first} to {summary.last}",
-        markup=False,
+    print(
+        f"{describe(summary)}; {summary.users:,} users, {summary.items:,} items, "
+        f"{len(summary.segments):,} segments, {summary.first} to {summary.last}"
     )
-    for reason, rows in dropped.items():
-        console.print(f"  {rows:,} dropped: {reason}", markup=False)
     print(f"{folder}\nnext: {following}")
 
 
@@ -45,6 +43,8 @@ def print_outcome(outcome: Outcome, following: str | None) -> None:
     headline = lifts[(lifts["metric"] == measure[0]) & (lifts["k"] == measure[1])]
     console = Console()
     console.print(_models(headline, f"{measure[0]}@{measure[1]}"))
+    for line in _standing(headline):
+        console.print(line, markup=False)
     console.print(_segments(headline, f"{measure[0]}@{measure[1]}"))
     if outcome.was_there:
         print("this run was complete already, with the same log, settings and versions: reused")
@@ -63,14 +63,24 @@ def _models(headline: pd.DataFrame, measure: str) -> Table:
     """Each model's mean and its lift over the base, best first."""
     over_base = headline[(headline["scope"] == "all") & (headline["baseline"] == BASE)]
     base = over_base.iloc[0]
-    table = Table(title=f"{measure} on test, {base['users']:,} users")
-    for column in ("model", measure, f"over the {BASE}", "95 % interval", "verdict"):
+    title = f"{measure} on test, {base['users']:,} users; lift over the {BASE}"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for column in ("model", measure, "lift", "95 % interval", "verdict"):
         table.add_column(column, justify="left" if column in ("model", "verdict") else "right")
     rows = [(row["model_mean"], row["model"], *_lift(row)) for _, row in over_base.iterrows()]
     rows.append((base["baseline_mean"], BASE, "", "", ""))
     for mean, model, *lift in sorted(rows, key=lambda row: -row[0]):
-        table.add_row(str(model), f"{mean:.4f}", *lift)
+        table.add_row(str(model), _short(f"{mean:.4f}"), *lift)
     return table
+
+
+def _standing(headline: pd.DataFrame) -> Iterator[str]:
+    """What the adapters are better and worse than, and what they cannot be told from."""
+    own = headline[(headline["scope"] == "all") & (headline["model"] == SUBJECT)]
+    for verdict, words in VERDICTS.items():
+        others = own.loc[own["verdict"] == verdict, "baseline"]
+        if len(others):
+            yield f"{SUBJECT}: {words} {'; '.join(others)}"
 
 
 def _segments(headline: pd.DataFrame, measure: str) -> Table:
@@ -80,11 +90,12 @@ def _segments(headline: pd.DataFrame, measure: str) -> Table:
         & (headline["baseline"] == BASE)
         & (headline["model"] == SUBJECT)
     ]
-    table = Table(title=f"{SUBJECT}: {measure} by segment")
-    for column in ("segment", "users", BASE, "adapter", "lift", "95 % interval", "verdict"):
+    title = f"{SUBJECT}: {measure} by segment"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    for column in ("segment", "users", "base", "adapter", "lift", "95 % interval", "verdict"):
         table.add_column(column, justify="left" if column in ("segment", "verdict") else "right")
     for _, row in chosen.head(SEGMENTS_SHOWN).iterrows():
-        means = f"{row['baseline_mean']:.4f}", f"{row['model_mean']:.4f}"
+        means = _short(f"{row['baseline_mean']:.4f}"), _short(f"{row['model_mean']:.4f}")
         table.add_row(escape(repr(row["segment"])[1:-1]), f"{row['users']:,}", *means, *_lift(row))
     if len(chosen) > SEGMENTS_SHOWN:
         table.caption = f"{len(chosen) - SEGMENTS_SHOWN:,} more in the report"
@@ -93,4 +104,9 @@ def _segments(headline: pd.DataFrame, measure: str) -> Table:
 
 def _lift(row: pd.Series) -> tuple[str, str, str]:
     interval = f"[{row['low']:+.4f}, {row['high']:+.4f}]" if row["low"] == row["low"] else "none"
-    return f"{row['difference']:+.4f}", escape(interval), str(row["verdict"])
+    return _short(f"{row['difference']:+.4f}"), escape(_short(interval)), str(row["verdict"])
+
+
+def _short(number: str) -> str:
+    """Without the zero before the point, as tables of this field have it."""
+    return number.replace("0.", ".")

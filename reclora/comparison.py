@@ -15,6 +15,7 @@ from scipy.stats import bootstrap
 from reclora.evaluation import check_name
 
 _RESAMPLED_AT_ONCE = 2**22
+_ROUNDING = 1e-12
 _VALUE_OF = ["model", "segment", "user_id", "metric", "k"]
 
 
@@ -88,6 +89,8 @@ def compare(
     rows = []
     for scope, segment, part in groups:
         differences = (part["value_model"] - part["value_baseline"]).to_numpy()
+        # Three equal values may average to their neighbour; that is no difference.
+        differences = np.where(np.abs(differences) < _ROUNDING, 0.0, differences)
         low, high = _interval(differences, samples, confidence, seed)
         rows.append(
             {

@@ -33,8 +33,8 @@ class EvaluationConfig:
 
     ks: tuple[int, ...] = (10, 20)
     """List lengths, each at least 1."""
-    metrics: tuple[str, ...] = ("recall", "ndcg")
-    """Names in `reclora.metrics.METRICS`."""
+    metrics: tuple[str, ...] = ("ndcg", "recall")
+    """Names in `reclora.metrics.METRICS`; the first, at the first k, is the headline."""
     candidates: Literal["catalogue", "segment"] = "catalogue"
     """The items ranked: all, or those with an interaction of the segment in the seen log."""
 

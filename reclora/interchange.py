@@ -252,8 +252,11 @@ def _check_names(
     if not unknown and set(needed) <= set(found) and len(set(found)) == len(found):
         return
     hints = []
+    missing = [name for name in needed if name not in found]
     for name in unknown[:10]:
         near = get_close_matches(name.lower(), allowed, n=1)
+        if not near and len(missing) == len(unknown) == 1:
+            near = missing
         hints.append(f"rename {name!r} to {near[0]!r}" if near else f"drop {name!r}")
     got = ", ".join(map(repr, found[:10])) + (f" and {len(found) - 10} more" * (len(found) > 10))
     raise BaseError(

@@ -129,6 +129,15 @@ def test_a_constant_gain_has_a_zero_width_interval() -> None:
     assert (row["low"], row["high"], row["verdict"]) == (0.5, 0.5, "better")
 
 
+def test_seeds_that_average_to_the_same_value_are_no_gain() -> None:
+    """(x + x + x) / 3 may differ from x in its last bit, for every user alike."""
+    values = [0.1 * i + 1 / 3 for i in range(1, 30)]
+    seeds = {("model", "de", seed): values for seed in range(3)}
+    row = compare(table({**seeds, ("base", "de", 0): values}), "model", "base", metric="ndcg", k=10)
+    assert row.loc[0, ["difference", "low", "high"]].tolist() == [0, 0, 0]
+    assert row.loc[0, "verdict"] == "cannot tell"
+
+
 def test_one_user_has_no_interval_and_few_have_no_verdict() -> None:
     one = compare(
         table({("a", "de", 0): [0.0], ("b", "de", 0): [1.0]}), "b", "a", metric="ndcg", k=10

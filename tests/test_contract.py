@@ -98,7 +98,9 @@ def test_integers_without_a_unit_are_refused_with_the_likely_one(tmp_path: Path,
     per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
     times = pa.array([(NOW - 5) * per_second] * 2, pa.int64())
     message = refusal(write(tmp_path / "a.parquet", timestamp=times))
-    assert f"set time_unit; its values look like {unit!r}" in message
+    assert (
+        f"its values look like {unit!r} (in a settings file: [log.contract] time_unit)" in message
+    )
 
 
 def test_the_likely_unit_is_found_behind_nested_columns(tmp_path: Path) -> None:

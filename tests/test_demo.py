@@ -59,7 +59,7 @@ def test_a_folder_without_data_and_an_unknown_segmentation_are_named(tmp_path: P
     assert done.returncode == 1 and "expected one of ml-100k.inter, u.data" in done.stderr
     data = write_movielens(tmp_path / "data")
     done = reclora("demo", "--data", data, "--segment-by", "gendr", cwd=tmp_path)
-    assert done.returncode == 1 and "did you mean 'gender'?" in done.stderr
+    assert done.returncode == 2 and "'gendr' is not one of 'age_group', 'gender'" in done.stderr
     assert not (tmp_path / "runs").exists()
 
 

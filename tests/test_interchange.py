@@ -197,6 +197,7 @@ def test_any_ids_keep_their_vectors(
     [
         ({"User_ID": ["a"], "vector": [[1.0]]}, "rename 'User_ID' to 'user_id'"),
         ({"user_id": ["a"], "vectors": [[1.0]]}, "rename 'vectors' to 'vector'"),
+        ({"id": ["a"], "vector": [[1.0]]}, "rename 'id' to 'user_id'"),
         ({"user_id": ["a"]}, "got 'user_id'$"),
         ({"user_id": ["a"], "vector": [[1.0]], "country": ["de"]}, "drop 'country'"),
         ({"user_id": ["a"], "vector": [[1.0]], "bias": [1.0]}, "drop 'bias'"),

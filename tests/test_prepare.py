@@ -2,13 +2,17 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from reclora.interactions import Interactions, LogError
+from reclora.files import write_parquet
+from reclora.interactions import Interactions, LogContract, LogError
 from reclora.pipelines.prepare import prepare
-from tests.small_runs import files_below, planted_log, random_log, small_settings
+from reclora.pipelines.run import RunSettings
+from tests.small_runs import START, files_below, planted_log, random_log, small_settings
 
 
 def test_the_log_is_laid_out_once(tmp_path: Path) -> None:
@@ -42,3 +46,35 @@ def test_a_bad_log_is_named(tmp_path: Path) -> None:
     with pytest.raises(LogError, match=r"text\.parquet"):
         prepare(replace(settings, log=several))
     assert not (settings.log_folder / "log.parquet").exists()
+
+
+def labelled(folder: Path, labels: list[float], **contract: Any) -> RunSettings:
+    table = pa.table(
+        {
+            "user_id": [f"u{i}" for i in range(len(labels))],
+            "item_id": ["x"] * len(labels),
+            "timestamp": pa.array([START] * len(labels), pa.timestamp("us", "UTC")),
+            "segment": ["a"] * len(labels),
+            "label": labels,
+        }
+    )
+    write_parquet(folder / "log.parquet", table)
+    settings = small_settings(folder, folder / "log.parquet")
+    return replace(settings, log=replace(settings.log, contract=LogContract(**contract)))
+
+
+def test_labels_that_look_negative_are_pointed_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(labelled(tmp_path, [1.0, 0.0]))
+    assert "set log.contract.min_label to keep" in capsys.readouterr().err
+    prepare(labelled(tmp_path, [1.0, 0.0], min_label=0.5))
+    said = capsys.readouterr().err
+    assert "the log: 1 of 2 rows kept; 1 below min_label" in said and "set log" not in said
+    prepare(labelled(tmp_path, [1.0, 5.0]))
+    assert "set log.contract.min_label" not in capsys.readouterr().err
+
+
+def test_a_log_of_which_nothing_is_left_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LogError, match="no row of the log is left: 0 of 2 rows kept; 2 below min"):
+        prepare(labelled(tmp_path, [1.0, 0.0], min_label=2.0))

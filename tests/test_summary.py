@@ -10,7 +10,7 @@ import pytest
 from reclora.files import make_folder, read_parquet, write_parquet
 from reclora.pipelines.prepare import prepare
 from reclora.pipelines.run import RunFolder
-from reclora.pipelines.summary import SEGMENTS_SHOWN, print_log, print_outcome
+from reclora.pipelines.summary import SEGMENTS_SHOWN, VERDICTS, print_log, print_outcome
 from tests.small_runs import finished, small_settings
 
 
@@ -30,9 +30,21 @@ def test_an_outcome_names_its_numbers_and_files(
     overall = headline[(headline["scope"] == "all") & (headline["baseline"] == "frozen base")]
     assert f"ndcg@10 on test, {overall['users'].iloc[0]} users" in printed
     for _, row in overall.iterrows():
-        (line,) = [line for line in printed.splitlines() if line.startswith(f"│ {row['model']} ")]
-        assert f"{row['model_mean']:.4f}" in line and f"{row['difference']:+.4f}" in line
-        assert f"[{row['low']:+.4f}, {row['high']:+.4f}]" in line and row["verdict"] in line
+        (line,) = [
+            line for line in printed.splitlines() if line.strip().startswith(f"{row['model']} ")
+        ]
+        numbers = [f"{row['model_mean']:.4f}"]
+        numbers += [f"{row[name]:+.4f}" for name in ("difference", "low", "high")]
+        assert all(number.replace("0.", ".") in line for number in numbers)
+        assert row["verdict"] in line
+    over = headline[(headline["scope"] == "all") & (headline["model"] == "per-segment adapters")]
+    for _, row in over.iterrows():
+        (line,) = [
+            s
+            for s in printed.splitlines()
+            if s.startswith("per-segment adapters: ") and row["baseline"] in s
+        ]
+        assert line.split(": ")[1].startswith(VERDICTS[row["verdict"]])
     lines = printed.splitlines()
     for word in ("report", "results", "settings"):
         (line,) = [line for line in lines if line.startswith(f"{word} ")]
@@ -89,12 +101,9 @@ def test_every_row_of_a_log_is_accounted_for(
     settings = replace(settings, log=replace(settings.log, contract=contract))
     print_log(prepare(settings), settings.log_folder, "reclora pretrain run.toml")
     lines = capsys.readouterr().out.splitlines()
-    dropped = {
-        line.split(": ", 1)[1]: int(line.split()[0].replace(",", ""))
-        for line in lines
-        if " dropped: " in line
-    }
-    assert dropped["below the least label"] == 300 and dropped["duplicate"] == 897
-    assert sum(dropped.values()) == 1198 and len(dropped) == 3
-    assert lines[0].startswith("1,200 rows read, 2 kept, 2 users, 2 items, 1 segments, 2023-11-14")
+    assert lines[0].startswith("2 of 1,200 rows kept; ")
+    dropped = [int(part.split()[0]) for part in lines[0].split(";")[1].split(",")]
+    assert sum(dropped) == 1198 and sorted(dropped) == [1, 300, 897]
+    assert "300 below min_label" in lines[0] and "897 duplicates (first)" in lines[0]
+    assert "; 2 users, 2 items, 1 segments, 2023-11-14" in lines[0]
     assert lines[-2:] == [str(settings.log_folder), "next: reclora pretrain run.toml"]

@@ -188,7 +188,10 @@ def _unit_problems(
     if kind == "integer" and contract.time_unit is None:
         likely = _likely_unit(metadata, now)
         hint = f"; its values look like {likely!r}" if likely else ""
-        return [f"column 'timestamp': an integer without a unit; set time_unit{hint}"]
+        return [
+            f"column 'timestamp': an integer without a unit; set time_unit of the "
+            f"log's contract{hint} (in a settings file: [log.contract] time_unit)"
+        ]
     if kind != "integer" and contract.time_unit is not None:
         return [
             f"column 'timestamp': expected integers of time_unit={contract.time_unit!r}, got "

@@ -126,7 +126,7 @@ def curves_figure(report: Report, charted: set[str]) -> dict[str, Any] | None:
             "margin": {"l": 10, "r": 10, "t": 20, "b": 50},
             "xaxis": {"title": {"text": "epoch"}, "zeroline": False, "showgrid": False},
             "yaxis": {
-                "title": {"text": "validation value"},
+                "title": {"text": "headline metric on validation"},
                 "zeroline": False,
                 "automargin": True,
             },
