@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
+from typing import Literal
 
 import pandas as pd
 
@@ -84,6 +85,8 @@ class Ground:
     seen: Interactions
     """All that came before the validation window."""
     evaluation: EvaluationConfig
+    users: Literal["all", "even", "odd"] = "all"
+    """Validation users that count: all, or those of even or of odd rows, if there are any."""
 
     @cached_property
     def pooled(self) -> Ground:
@@ -99,7 +102,11 @@ class Ground:
     def held_out(self) -> HeldOut:
         """The validation window, held out after the train window."""
         what = "the validation window"
-        return hold_out_some(what, self.validation, self.seen, self.evaluation)
+        whole = hold_out_some(what, self.validation, self.seen, self.evaluation)
+        if self.users == "all":
+            return whole
+        half = whole.only_users(lambda rows: rows % 2 == int(self.users == "odd"))
+        return half if half.num_users else whole
 
 
 def train_contender(
@@ -113,34 +120,30 @@ def train_contender(
     return Trained(contender, bank, train(bank, ground.log, config, judge=judge, seed=seed))
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The setting with the best headline metric on validation."""
+def choose(
+    contender: Contender, ground: Ground, settings: RunSettings, progress: Step
+) -> tuple[TrainingConfig, pd.DataFrame]:
+    """The setting with the best headline metric on validation, of the first seed.
 
-    config: TrainingConfig
-    trained: Trained
-    """What it gave with the first seed."""
-    tried: pd.DataFrame
-    """model, rows_lr, bias_lr, l2, value, chosen: one row a setting."""
+    The epochs are chosen by one half of the validation users and the settings compared by the
+    other: a maximum over epochs flatters whatever is noisiest, high rates and small segments above
+    all, and would choose them. Of equal settings the first in the grid is chosen.
 
-
-def choose(contender: Contender, ground: Ground, settings: RunSettings, progress: Step) -> Choice:
-    """Try every setting with the first seed; of equal ones the first in the grid is chosen."""
-    best: tuple[float, TrainingConfig, Trained] | None = None
+    Returns:
+        The setting; and model, rows_lr, bias_lr, l2, value, chosen: one row a setting.
+    """
+    stopping, comparing = replace(ground, users="even"), replace(ground, users="odd")
     tried: list[tuple[TrainingConfig, float]] = []
     configs = grid(settings.training, settings.search)
     for config in configs:
-        trained = train_contender(contender, ground, config, settings.seeds[0])
-        value = headline(ground.held_out, trained.scorer_of(), contender.model)
+        trained = train_contender(contender, stopping, config, settings.seeds[0])
+        value = headline(comparing.held_out, trained.scorer_of(), contender.model)
         tried.append((config, value))
-        if best is None or value > best[0]:
-            best = value, config, trained
         progress(len(tried), len(configs))
-    assert best is not None
-    _, chosen, trained = best
+    chosen = max(tried, key=lambda one: one[1])[0]
     rows = [(contender.model, c.rows_lr, c.bias_lr, c.l2, value, c == chosen) for c, value in tried]
     columns = ["model", "rows_lr", "bias_lr", "l2", "value", "chosen"]
-    return Choice(chosen, trained, pd.DataFrame(rows, columns=columns))
+    return chosen, pd.DataFrame(rows, columns=columns)
 
 
 def headline(held_out: HeldOut, scorer_of: Callable[[str], Scorer], model: str) -> float:

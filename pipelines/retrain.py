@@ -149,15 +149,14 @@ def measure(
     results, searches, runs = untrained(base, windows.train, before_test, test, folder.id), [], []
     for contender in contenders(settings):
         with step(f"choosing rates: {contender.model}") as progress:
-            choice = choose(contender, ground, settings, progress)
-        searches.append(choice.tried)
-        runs.append(choice.trained)
-        folder.event("chosen", model=contender.model, config=asdict(choice.config))
+            config, tried = choose(contender, ground, settings, progress)
+        searches.append(tried)
+        folder.event("chosen", model=contender.model, config=asdict(config))
         with step(f"training and ranking: {contender.model}") as progress:
             for done, seed in enumerate(settings.seeds, 1):
-                trained = choice.trained
-                if seed != settings.seeds[0]:
-                    trained = train_contender(contender, ground, choice.config, seed)
+                trained = train_contender(contender, ground, config, seed)
+                if seed == settings.seeds[0]:
+                    runs.append(trained)
                 results.append(
                     evaluate(
                         test,

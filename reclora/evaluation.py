@@ -80,6 +80,10 @@ class HeldOut:
         """Users with something relevant; one who has it in two segments counts twice."""
         return sum(s.num_users for s in self.segments)
 
+    def only_users(self, chosen: Callable[[Tensor], Tensor]) -> HeldOut:
+        """The same with the users of whose rows, shape (U,), `chosen` says True."""
+        return replace(self, segments=tuple(_only_users(s, chosen) for s in self.segments))
+
     def counts(self) -> pd.DataFrame:
         """One row per segment: segment, users, users_without_relevant, relevant (items)."""
         rows = [
@@ -88,6 +92,17 @@ class HeldOut:
         ]
         columns = ["segment", "users", "users_without_relevant", "relevant"]
         return pd.DataFrame(rows, columns=columns)
+
+
+def _only_users(segment: HeldOutSegment, chosen: Callable[[Tensor], Tensor]) -> HeldOutSegment:
+    positions = chosen(segment.user_rows_U).nonzero().squeeze(1)
+    return replace(
+        segment,
+        user_rows_U=segment.user_rows_U[positions],
+        user_ids=segment.user_ids.take(pa.array(positions.numpy())),
+        relevant=segment.relevant.take(positions),
+        seen=segment.seen.take(positions),
+    )
 
 
 def hold_out(heldout: Interactions, seen: Interactions, config: EvaluationConfig) -> HeldOut:

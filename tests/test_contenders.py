@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -12,7 +13,6 @@ from reclora.evaluation import evaluate
 from reclora.interactions import Interactions
 from reclora.pipelines.contenders import (
     SUBJECT,
-    Choice,
     Contender,
     Ground,
     choose,
@@ -27,7 +27,6 @@ from reclora.ranking import Scorer
 from reclora.splits import split
 from reclora.training import TrainingConfig
 from tests.small_runs import finished
-from tests.small_worlds import numbers
 
 World = tuple[RunSettings, Ground]
 
@@ -43,7 +42,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 def chosen(
     world: World, contender: Contender, search: Search, told: Callable[[int, int], None]
-) -> Choice:
+) -> tuple[TrainingConfig, pd.DataFrame]:
     settings, ground = world
     return choose(contender, ground, replace(settings, search=search), told)
 
@@ -66,30 +65,47 @@ def test_a_run_compares_one_way_per_segment_with_pooled_ones(world: World) -> No
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_the_best_on_validation_is_chosen_and_comes_trained(world: World, place: int) -> None:
+def test_the_best_on_validation_is_chosen(world: World, place: int) -> None:
     settings, ground = world
     contender = contenders(settings)[place]
     told: list[tuple[int, int]] = []
     search = Search((1e-6, 0.05), (1e-6, 0.05), (0.01,))
-    choice = chosen(world, contender, search, lambda *done: told.append(done))
+    config, tried = chosen(world, contender, search, lambda *done: told.append(done))
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    tried = choice.tried
     assert tried.columns.tolist() == ["model", "rows_lr", "bias_lr", "l2", "value", "chosen"]
     assert len(tried) == 4 and tried["chosen"].sum() == 1 and tried["value"].nunique() > 1
     assert tried.loc[tried["chosen"], "value"].item() == tried["value"].max()
-    assert choice.config.rows_lr == tried.loc[tried["chosen"], "rows_lr"].item()
-    again = train_contender(contender, ground, choice.config, settings.seeds[0])
-    assert again.training.best_epoch == choice.trained.training.best_epoch
-    for name in again.bank.segment_names:
-        assert numbers(again.bank, name) == numbers(choice.trained.bank, name)
+    assert config.rows_lr == tried.loc[tried["chosen"], "rows_lr"].item()
+
+
+def test_epochs_and_settings_are_chosen_by_different_users(world: World) -> None:
+    _, ground = world
+    rows = {
+        users: [s.user_rows_U.tolist() for s in replace(ground, users=users).held_out.segments]
+        for users in ("all", "even", "odd")
+    }
+    for whole, even, odd in zip(rows["all"], rows["even"], rows["odd"], strict=True):
+        assert sorted(even + odd) == whole
+        assert all(row % 2 == 0 for row in even) and all(row % 2 == 1 for row in odd)
+    assert sum(map(len, rows["even"])) > 10 and sum(map(len, rows["odd"])) > 10
+    pooled = replace(ground, users="odd").pooled.held_out.segments
+    assert sorted(pooled[0].user_rows_U.tolist()) == sorted(sum(rows["odd"], []))
+
+
+def test_a_half_without_users_is_the_whole(world: World) -> None:
+    _, ground = world
+    some = ground.validation.user_rows[ground.validation.user_rows % 2 == 0][:1]
+    only = ground.validation.select(np.isin(ground.validation.user_rows, some))
+    alone = replace(ground, validation=only, users="odd")
+    assert alone.held_out.num_users == replace(alone, users="all").held_out.num_users > 0
 
 
 def test_of_equal_settings_the_first_is_chosen(world: World) -> None:
     """Rates too small to change an order: all settings are as good as the base."""
     contender = contenders(world[0])[1]
-    choice = chosen(world, contender, Search((1e-9, 1e-8), (1e-9,), (0.0,)), lambda *done: None)
-    assert choice.tried["value"].nunique() == 1
-    assert choice.tried["chosen"].tolist() == [True, False]
+    _, tried = chosen(world, contender, Search((1e-9, 1e-8), (1e-9,), (0.0,)), lambda *done: None)
+    assert tried["value"].nunique() == 1
+    assert tried["chosen"].tolist() == [True, False]
 
 
 def test_the_headline_is_the_mean_over_all_users(world: World) -> None:

@@ -241,3 +241,20 @@ def test_the_judge_of_no_segment_says_nothing() -> None:
     bank = AdapterBank.for_log(base, log, AdapterConfig(rank=2))
     judge = RankingJudge(hold_out(log, as_interactions([]), EvaluationConfig()))
     assert judge(bank, np.array([], dtype=np.int64)).shape == (0,)
+
+
+def test_some_users_are_measured_as_among_all() -> None:
+    generator = np.random.default_rng(5)
+    log = [(SEGMENTS[u % 3], u, int(i)) for u in range(30) for i in generator.choice(20, 5, False)]
+    seen = [(s, u, (i + 7) % 20) for s, u, i in log]
+    config = EvaluationConfig(ks=(5,), metrics=("ndcg",))
+    whole = hold_out(as_interactions(log, 30, 20), as_interactions(seen, 30, 20), config)
+    scorer_of = everywhere(torch.rand(30, 20, generator=torch.Generator().manual_seed(0)))
+    half = whole.only_users(lambda rows: rows % 2 == 1)
+    of_all, of_half = (
+        evaluate(held_out, scorer_of, model="m", run="r", seed=0) for held_out in (whole, half)
+    )
+    odd = of_all["user_id"].str.slice(1).astype(int) % 2 == 1
+    assert 0 < half.num_users == odd.sum() < whole.num_users
+    assert of_half["user_id"].tolist() == of_all.loc[odd, "user_id"].tolist()
+    assert of_half["value"].tolist() == of_all.loc[odd, "value"].tolist()
