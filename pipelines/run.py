@@ -188,7 +188,7 @@ class RunFolder:
         self._settings, self._base, self._inputs = settings, base_fingerprint, dict(inputs)
         decides = resolved(settings) | {"folder": "", "runs": "", "author": "", "repeat": ""}
         decides["log"] |= {"files": sorted(inputs.values()), "memory_limit": ""}
-        self.id = f"{settings.name}-{digest(decides, base_fingerprint, versions())}"
+        self.id = f"{settings.name}-{digest(decides, base_fingerprint, versions(), git_commit())}"
         self.path = settings.runs / self.id
         self._began = time.monotonic()
 
