@@ -12,6 +12,7 @@ help:
 	@echo "make demo      the main job on MovieLens 100K: pretrain, adapt per segment, evaluate, report"
 	@echo "make test      ruff, mypy --strict, pytest"
 	@echo "make test-all  the same with the slow tests"
+	@echo "make clean     removes .venv, build and caches; runs/ with its base, store and reports stays"
 	@echo "make bench     speed and memory beside peers or limits; ONLY=pattern for a part"
 
 install: $(INSTALLED)
@@ -49,4 +50,4 @@ bench: install
 	$(BIN)/python -m tests.benchmarks $(ONLY)
 
 clean:
-	rm -rf .venv build runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -70,7 +70,11 @@ def grid(training: TrainingConfig, search: Search) -> list[TrainingConfig]:
     """Every setting that the search tries."""
     return [
         replace(training, rows_lr=rows_lr, bias_lr=bias_lr, l2=l2)
-        for rows_lr, bias_lr, l2 in product(search.rows_lr, search.bias_lr, search.l2)
+        for rows_lr, bias_lr, l2 in product(
+            search.rows_lr or (training.rows_lr,),
+            search.bias_lr or (training.bias_lr,),
+            search.l2 or (training.l2,),
+        )
     ]
 
 

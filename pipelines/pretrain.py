@@ -22,7 +22,7 @@ from reclora.evaluation import EvaluationConfig, HeldOut, RankingJudge, hold_out
 from reclora.files import sha256_of
 from reclora.interactions import IdMap, Interactions
 from reclora.interchange import import_base
-from reclora.splits import SplitBy, cut, split
+from reclora.splits import SplitBy, Windows, cut, split
 from reclora.training import train
 
 from .progress import step
@@ -69,8 +69,35 @@ def pretrain(settings: RunSettings, inputs: Mapping[str, str]) -> BaseModel:
         window = split(Interactions.read(settings.log_folder), settings.split).pretrain
         base, epochs = train_base(window, settings.base, settings.split.by)
         about = {"made_from": made_from, "by": "pretrain", "epochs": epochs, "inputs": dict(inputs)}
+        about["last_moment"] = int(window.timestamps.max())
         base.save(folder, about | {"settings": resolved(settings.base)})
     return BaseModel.load(folder)
+
+
+def check_earlier(settings: RunSettings, whole: Windows) -> None:
+    """Refuse a saved base model that was trained on what this run trains, chooses or tests on.
+
+    Raises:
+        SettingsError: reclora pretrained it on rows from the train window's first moment on, or
+            the cuts are each user's own, so that no moment tells.
+    """
+    if settings.base.saved is None:
+        return
+    about = json.loads((settings.base.saved / "base.json").read_text())["provenance"]
+    last, first = about.get("last_moment"), int(whole.train.timestamps.min())
+    if last is None:
+        return
+    if settings.split.by == "user_time":
+        raise SettingsError(
+            f"{settings.base.saved} was pretrained by reclora, and with split.by = 'user_time' its "
+            f"rows cannot be told from this run's: use 'global_time', or pretrain anew"
+        )
+    if last >= first:
+        until, begin = (np.datetime64(moment, "us") for moment in (last, first))
+        raise SettingsError(
+            f"{settings.base.saved} was trained on rows up to {until}, but the train window begins "
+            f"at {begin}: give a larger split.pretrain, or pretrain anew"
+        )
 
 
 def _made_from(settings: RunSettings, inputs: Mapping[str, str]) -> str:
@@ -82,7 +109,9 @@ def _made_from(settings: RunSettings, inputs: Mapping[str, str]) -> str:
     base = settings.base
     imported = [path for path in (base.import_users, base.import_items, base.import_tables) if path]
     if not imported:
-        return digest(resolved(base), resolved(settings.split), sorted(inputs.values()))
+        contract = resolved(settings.log.contract)
+        split_of = resolved(settings.split)
+        return digest(resolved(base), split_of, contract, sorted(inputs.values()))
     missing = [str(path) for path in imported if not path.is_file()]
     if missing:
         raise SettingsError(f"no file to import the base model from: {', '.join(missing)}")
@@ -92,7 +121,7 @@ def _made_from(settings: RunSettings, inputs: Mapping[str, str]) -> str:
 def _makers(base: BaseSettings) -> str:
     if base.import_users is not None:
         return "other tables"
-    return "another log or other [base] or [split] settings"
+    return "another log or other [base], [split] or [log.contract] settings"
 
 
 def hold_out_some(

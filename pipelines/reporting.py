@@ -95,10 +95,10 @@ def _state(best_epoch: int, train_rows: int, validation_rows: int) -> str:
     if best_epoch:
         return "adapter published"
     if not train_rows:
-        return "stays at the base: no interactions in the train window"
+        return "nothing published: no interactions in the train window"
     if not validation_rows:
-        return "stays at the base: no interactions to validate on"
-    return "stays at the base: no epoch was better on validation"
+        return "nothing published: no interactions to validate on"
+    return "nothing published: no epoch was better on validation"
 
 
 def write_run_report(
@@ -166,7 +166,8 @@ def _notes(settings: RunSettings, measured: Measured) -> list[str]:
         f"Each trained model is {seeds}; the base model is one, so intervals say nothing about "
         "another base.",
         _published(settings, measured),
-        "Rates of every trained model were chosen on validation from one grid; test chose nothing.",
+        "Rates of tables and bias of every trained model were chosen on validation from one grid; "
+        "test chose nothing.",
         "Recent popularity counts the adapt window; all-time popularity everything before test.",
         "Curves show the headline metric on validation, of the first seed.",
     ]

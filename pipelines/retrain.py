@@ -27,7 +27,7 @@ from reclora.training import train
 
 from .contenders import Ground, choose, contenders, train_contender
 from .prepare import prepare
-from .pretrain import hold_out_some, pretrain
+from .pretrain import check_earlier, hold_out_some, pretrain
 from .progress import step
 from .reporting import BASE, POPULARITY_ALL, POPULARITY_RECENT, Measured, write_run_report
 from .run import RunFolder, RunSettings
@@ -61,6 +61,7 @@ def retrain(settings: RunSettings) -> Outcome:
         return Outcome(folder, settings.store_folder, folder.summary()["release"], was_there=True)
     folder.begin()
     whole = split(Interactions.read(settings.log_folder), settings.split)
+    check_earlier(settings, whole)
     base, windows, unknown = onto_base(base, whole, settings)
     measured = measure(settings, base, windows, folder)
     write_parquet(folder.results, pa.Table.from_pandas(measured.results, preserve_index=False))

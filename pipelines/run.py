@@ -78,15 +78,14 @@ class BaseSettings:
 
 @dataclass(frozen=True)
 class Search:
-    """The grid on which every compared model's learning rates are chosen, on validation."""
+    """The grid on which every compared model's rates are chosen, on validation.
+
+    It takes the place of what [training] says of them; an empty list leaves that as it is.
+    """
 
     rows_lr: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
     bias_lr: tuple[float, ...] = (0.01, 0.05)
     l2: tuple[float, ...] = (0.05,)
-
-    def __post_init__(self) -> None:
-        if not (self.rows_lr and self.bias_lr and self.l2):
-            raise ValueError("rows_lr, bias_lr and l2 each need at least one value")
 
 
 @dataclass(frozen=True)

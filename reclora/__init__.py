@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from reclora.evaluation import EvaluationConfig, RankingJudge, evaluate, hold_out
     from reclora.interactions import IdMap, Interactions, LogContract, prepare_log
     from reclora.interchange import import_base
-    from reclora.ranking import rank
+    from reclora.ranking import UserItems, rank
     from reclora.report import Report, write_report
     from reclora.splits import SplitConfig, split
     from reclora.store import AdapterStore
@@ -42,7 +42,7 @@ _NAMES = {
     "evaluation": ("EvaluationConfig", "RankingJudge", "evaluate", "hold_out"),
     "interactions": ("IdMap", "Interactions", "LogContract", "prepare_log"),
     "interchange": ("import_base",),
-    "ranking": ("rank",),
+    "ranking": ("UserItems", "rank"),
     "report": ("Report", "write_report"),
     "splits": ("SplitConfig", "split"),
     "store": ("AdapterStore",),

@@ -3,8 +3,7 @@ position) alone.
 
 Each step holds up to B rows of each of its G segments. Which rows, in which order and against
 which negatives is worked out from the segment's own seed, so a segment sees the same batches
-whoever trains beside it, and a run that stops can go on from an epoch's number: there is no random
-state to keep.
+whoever trains beside it, and there is no random state to keep.
 """
 
 from __future__ import annotations

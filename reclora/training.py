@@ -65,7 +65,8 @@ class TrainingConfig:
     l2: float = 0.0
     """Weight of the squared change of the vectors used, against the base; 0 or more."""
     step_rows: int = 8192
-    """Rows in a step at the most, all segments together: memory follows it, results do not."""
+    """Rows in a step at the most, all segments together, but at least one segment's `batch_rows`:
+    memory follows it, results do not."""
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:

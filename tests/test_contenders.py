@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from reclora.base import BaseModel
-from reclora.evaluation import evaluate
+from reclora.evaluation import HeldOut, evaluate
 from reclora.interactions import Interactions
+from reclora.pipelines import contenders as contenders_module
 from reclora.pipelines.contenders import (
     SUBJECT,
     Contender,
@@ -56,6 +57,8 @@ def test_the_grid_is_every_combination() -> None:
         (0.2, 0.3, 0.5),
     ]
     assert {c.epochs for c in found} == {7}
+    (as_it_is,) = grid(TrainingConfig(rows_lr=0.7, l2=0.3), Search((), (0.2,), ()))
+    assert (as_it_is.rows_lr, as_it_is.bias_lr, as_it_is.l2) == (0.7, 0.2, 0.3)
 
 
 def test_a_run_compares_one_way_per_segment_with_pooled_ones(world: World) -> None:
@@ -90,6 +93,34 @@ def test_epochs_and_settings_are_chosen_by_different_users(world: World) -> None
     assert sum(map(len, rows["even"])) > 10 and sum(map(len, rows["odd"])) > 10
     pooled = replace(ground, users="odd").pooled.held_out.segments
     assert sorted(pooled[0].user_rows_U.tolist()) == sorted(sum(rows["odd"], []))
+
+
+def test_settings_are_compared_by_the_users_that_chose_no_epoch(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `choose` hands to training and to the comparison, watched as it passes."""
+    settings, ground = world
+    grounds: list[str] = []
+    compared: list[set[int]] = []
+    monkeypatch.setattr(
+        contenders_module,
+        "train_contender",
+        lambda c, g, *rest: grounds.append(g.users) or train_contender(c, g, *rest),
+    )
+    monkeypatch.setattr(
+        contenders_module,
+        "headline",
+        lambda h, *rest: compared.append(users_of(h)) or headline(h, *rest),
+    )
+    for contender in contenders(settings):
+        choose(contender, ground, settings, lambda *done: None)
+    assert set(grounds) == {"even"} and len(compared) == len(grounds) >= 3
+    for users in compared:
+        assert users and all(row % 2 == 1 for row in users)
+
+
+def users_of(held_out: HeldOut) -> set[int]:
+    return {row for segment in held_out.segments for row in segment.user_rows_U.tolist()}
 
 
 def test_a_half_without_users_is_the_whole(world: World) -> None:

@@ -11,9 +11,9 @@ import pytest
 from reclora.base import BaseModel
 from reclora.evaluation import EvaluationConfig, evaluate, hold_out
 from reclora.files import write_parquet
-from reclora.interactions import Interactions
+from reclora.interactions import Interactions, LogContract
 from reclora.pipelines.prepare import prepare
-from reclora.pipelines.pretrain import hold_out_some, pretrain, train_base
+from reclora.pipelines.pretrain import check_earlier, hold_out_some, pretrain, train_base
 from reclora.pipelines.run import BaseSettings, RunSettings
 from reclora.pipelines.settings import SettingsError
 from reclora.popularity import popularity
@@ -84,6 +84,7 @@ def test_a_base_is_made_once_and_another_is_refused(
         (replace(settings, base=replace(settings.base, embedding_dim=9)), inputs),
         (replace(settings, split=replace(settings.split, train=0.2, test=0.22)), inputs),
         (settings, {"other.parquet": "00" * 32}),
+        (replace(settings, log=replace(settings.log, contract=LogContract(min_label=4))), inputs),
     ]
     for other, its_inputs in others:
         with pytest.raises(SettingsError, match="name another `folder`, or remove .*base and"):
@@ -91,6 +92,23 @@ def test_a_base_is_made_once_and_another_is_refused(
     moved = {f"elsewhere/{path}": sha256 for path, sha256 in inputs.items()}
     assert pretrain(settings, moved).fingerprint
     assert files_below(settings.base_folder) == before
+
+
+def test_a_saved_base_that_knows_the_train_window_is_refused(tmp_path: Path) -> None:
+    """Its rows must end before this run's train window begins."""
+    log = random_log(tmp_path / "log.parquet", {"a": (0, 1), "b": (0, 1)})
+    settings = small_settings(tmp_path, log)
+    made(settings)
+    whole = Interactions.read(settings.log_folder)
+    saved = replace(settings, base=replace(settings.base, saved=settings.base_folder))
+    check_earlier(saved, split(whole, settings.split))
+    earlier = replace(settings.split, pretrain=0.5, train=0.35)
+    with pytest.raises(SettingsError, match="was trained on rows up to .* window begins at"):
+        check_earlier(saved, split(whole, earlier))
+    own = replace(settings.split, by="user_time")
+    with pytest.raises(SettingsError, match="cannot be told from this run's"):
+        check_earlier(replace(saved, split=own), split(whole, own))
+    check_earlier(settings, split(whole, earlier))
 
 
 def test_an_imported_base_follows_its_tables_and_not_the_log(tmp_path: Path) -> None:

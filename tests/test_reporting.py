@@ -91,9 +91,9 @@ def test_a_segment_says_what_became_of_it() -> None:
     assert found.at["better", "train users"] == len(np.unique(rows))
     assert found["state"].to_dict() == {
         "better": "adapter published",
-        "no rows": "stays at the base: no interactions in the train window",
-        "nothing to judge": "stays at the base: no interactions to validate on",
-        "not better": "stays at the base: no epoch was better on validation",
+        "no rows": "nothing published: no interactions in the train window",
+        "nothing to judge": "nothing published: no interactions to validate on",
+        "not better": "nothing published: no epoch was better on validation",
     }
     assert found.at["better", "numbers"] == trained.bank.adapter("better").num_numbers
     assert found["numbers"].tolist()[1:] == [0, 0, 0]

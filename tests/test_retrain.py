@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -19,7 +20,7 @@ from reclora.interactions import Interactions
 from reclora.pipelines import retrain as pipeline
 from reclora.pipelines.contenders import SUBJECT, Ground, contenders, train_contender
 from reclora.pipelines.retrain import Outcome, retrain
-from reclora.pipelines.run import RunSettings
+from reclora.pipelines.run import RunSettings, Search
 from reclora.pipelines.settings import SettingsError
 from reclora.splits import SplitConfig, Windows, split
 from reclora.store import AdapterStore, BaseMismatch
@@ -256,6 +257,30 @@ def test_the_next_log_adapts_the_base_that_is_there(tmp_path: Path) -> None:
     outcome = retrain(kept)
     assert files_below(first.base_folder) == before
     assert outcome.folder.summary()["base"] == BaseModel.load(first.base_folder).fingerprint
+
+
+def test_nothing_of_test_chooses_or_trains(tmp_path: Path) -> None:
+    """Law 10: with other items in the test window, base, rates and adapters are the same."""
+    table = pq.read_table(random_log(tmp_path / "a.parquet", {"a": (0, 1), "b": (0, 1)}))
+    table = table.sort_by("timestamp")
+    first = round(0.9 * len(table))
+    items = table["item_id"].to_pylist()
+    moved = items[:first] + items[first:][::-1]
+    write_parquet(tmp_path / "b.parquet", table.set_column(1, "item_id", pa.array(moved)))
+    found = []
+    for name in ("a", "b"):
+        settings = small_settings(tmp_path / name, tmp_path / f"{name}.parquet")
+        grid = Search((1e-6, 0.1), (1e-6, 0.1), (0.01,))
+        contract = replace(settings.log.contract, duplicates="exact")
+        log = replace(settings.log, contract=contract)
+        outcome = retrain(replace(settings, search=grid, log=log))
+        assert outcome.release is not None
+        store = AdapterStore(outcome.store)
+        fingerprint = outcome.folder.summary()["base"]
+        adapters = store.load_all(base_fingerprint=fingerprint)
+        tensors = [(a.segment, {n: t.tolist() for n, t in a.tensors.items()}) for a in adapters]
+        found.append((outcome.folder.summary()["search"], fingerprint, tensors))
+    assert found[0] == found[1]
 
 
 def test_unknown_users_are_dropped_and_counted(newcomers: RunSettings) -> None:

@@ -14,7 +14,6 @@ from reclora.pipelines.run import (
     LogSettings,
     RunFolder,
     RunSettings,
-    Search,
     files_of,
     git_commit,
 )
@@ -51,12 +50,6 @@ def test_a_base_that_cannot_be_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         BaseSettings(hidden=(8, 0))
     assert BaseSettings(import_users=users, import_items=items).hidden
-
-
-@pytest.mark.parametrize("name", ["rows_lr", "bias_lr", "l2"])
-def test_an_empty_grid_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="at least one value"):
-        Search(**{name: ()})  # type: ignore[arg-type]
 
 
 def test_the_folders_name_follows_what_decides_the_numbers(tmp_path: Path) -> None:
