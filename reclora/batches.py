@@ -24,9 +24,10 @@ U64 = NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows of each of G segments; `weight_GB` is 0 where a segment has fewer rows left in its
-    epoch.
+    """B rows of each of G segments, of which `rows_G` are there: a segment may have fewer left.
 
+    `weight_GB`: a row's weight over the mean weight of its segment, so that it counts against the
+    segment's other rows and not only those of its step; 0 where there is no row.
     `negative_GJ`: item rows drawn uniformly from the catalogue, common to a segment's rows of this
     step.
     """
@@ -35,6 +36,7 @@ class Batch:
     user_GB: Tensor
     item_GB: Tensor
     weight_GB: Tensor
+    rows_G: Tensor
     negative_GJ: Tensor
 
 
@@ -85,6 +87,15 @@ def draw_negatives(
     return torch.from_numpy((numbers % np.uint64(num_items)).astype(np.int64))
 
 
+def _mean_weights(log: Interactions) -> NDArray[np.float32]:
+    """The mean weight of each segment's rows; 1 where there is none to divide by."""
+    if log.weights is None:
+        return np.ones(log.num_segments, dtype=np.float32)
+    totals = np.bincount(log.segment_rows, log.weights, log.num_segments)
+    means = totals / np.maximum(np.diff(log.offsets), 1)
+    return np.where(means > 0, means, 1).astype(np.float32)
+
+
 def stratified_batches(
     log: Interactions,
     active: NDArray[np.int64],
@@ -107,6 +118,7 @@ def stratified_batches(
     """
     order = epoch_order(log, seeds_S, epoch)
     sizes = np.diff(log.offsets)
+    mean_weights = _mean_weights(log)
     active = active[np.argsort(-sizes[active], kind="stable")]
     for first in range(0, len(active), segments_per_step):
         chunk = active[first : first + segments_per_step]
@@ -117,12 +129,13 @@ def stratified_batches(
             rows = order[np.minimum(places, log.offsets[now + 1, None] - 1)]
             weights = inside.astype(np.float32)
             if log.weights is not None:
-                weights *= log.weights[rows]
+                weights *= log.weights[rows] / mean_weights[now, None]
             yield Batch(
                 torch.from_numpy(now),
                 torch.from_numpy(log.user_rows[rows]),
                 torch.from_numpy(log.item_rows[rows]),
                 torch.from_numpy(weights),
+                torch.from_numpy(inside.sum(1)),
                 draw_negatives(
                     seeds_S[now], epoch, step, (len(now), num_negatives), len(log.items)
                 ),

@@ -2,7 +2,7 @@
 
 Per step, with b rows of each of G segments,
 
-    loss = sum_s  ( mean over the rows of s of loss(s+, s-)  +  l2 * mean squared change of the
+    loss = sum_s  ( mean over the rows of s of w loss(s+, s-)  +  l2 * mean squared change of the
     rows used )
 
 and nothing but the sum joins the segments: row-wise Adagrad moves only rows with a gradient, and
@@ -156,9 +156,9 @@ def train(
             torch.autograd.backward((loss_G + config.l2 * penalty_G).sum())
             optimizer.step()
             steps += 1
-            rows_G = batch.weight_GB.sum(1).numpy()
-            totals_S[batch.segments_G.numpy()] += loss_G.detach().numpy() * rows_G
-            weights_S[batch.segments_G.numpy()] += rows_G
+            now = batch.segments_G.numpy()
+            totals_S[now] += (loss_G.detach() * batch.rows_G).numpy()
+            weights_S[now] += batch.weight_GB.sum(1).numpy()
         training_loss = totals_S / np.where(weights_S > 0, weights_S, np.nan)
         _check_finite(training_loss[active], active, log.segment_names, epoch)
         if judge is None:
@@ -189,7 +189,7 @@ def _losses(bank: AdapterBank, batch: Batch, config: TrainingConfig) -> tuple[Te
         negative_GBJ = negative_GBJ + all_scores(layers, u_GBD, n_GJD)
     same_GBJ = batch.item_GB.unsqueeze(2) == batch.negative_GJ.unsqueeze(1)
     loss_GB = LOSSES[config.loss](positive_GB, negative_GBJ.masked_fill(same_GBJ, -torch.inf))
-    share_GB = weight_GB / weight_GB.sum(1, keepdim=True).clamp(min=1e-12)
+    share_GB = weight_GB / batch.rows_G.unsqueeze(1)
     change_GB = du_GBD.square().sum(-1) + dp_GBD.square().sum(-1)
     penalty_G = (share_GB * change_GB).sum(1) + dn_GJD.square().sum(-1).mean(1)
     return (share_GB * loss_GB).sum(1), penalty_G
@@ -217,9 +217,9 @@ class HeldOutLoss:
             segments_per_step=max(1, self._config.step_rows // self._config.batch_rows),
         ):
             loss_G, _ = _losses(bank, batch, self._config)
-            rows_G = batch.weight_GB.sum(1).numpy()
-            totals_S[batch.segments_G.numpy()] += loss_G.numpy() * rows_G
-            weights_S[batch.segments_G.numpy()] += rows_G
+            now = batch.segments_G.numpy()
+            totals_S[now] += (loss_G * batch.rows_G).numpy()
+            weights_S[now] += batch.weight_GB.sum(1).numpy()
         return -(totals_S / np.where(weights_S > 0, weights_S, np.nan))[segments]
 
 

@@ -21,7 +21,7 @@ from reclora.datasets.planted import PlantedConfig, PlantedWorld, plant
 from reclora.evaluation import EvaluationConfig, evaluate, hold_out
 from reclora.interactions import IdMap, Interactions
 from reclora.optim import RowwiseAdagrad
-from reclora.training import HeldOutLoss, Training, TrainingConfig, TrainingError, train
+from reclora.training import HeldOutLoss, Training, TrainingConfig, TrainingError, _losses, train
 from tests import reference
 from tests.small_worlds import KINDS, SIZES, fill, make_base, make_log, numbers
 
@@ -336,6 +336,31 @@ def test_a_row_of_weight_two_counts_as_two_rows() -> None:
     )
     torch.testing.assert_close(found, expected)
     assert not torch.allclose(other, expected)
+
+
+def test_a_weight_counts_against_the_whole_segment_and_not_its_step() -> None:
+    """One row a step: a row of three times the other's weight has three times its share."""
+    log = Interactions.from_arrays(
+        users=BASE.users,
+        items=BASE.items,
+        segment_names=("a",),
+        segments=[0, 0],
+        user_rows=[3, 4],
+        item_rows=[1, 2],
+        timestamps=[0, 1],
+        weights=[3.0, 1.0],
+    )
+    config = replace(SHORT, batch_rows=1)
+    bank = AdapterBank.for_log(BASE, log, KINDS["rows"])
+    kwargs = {"epoch": 1, "batch_rows": 1, "num_negatives": 5, "segments_per_step": 1}
+    seeds_S = segment_seeds(0, log)
+    found = {}
+    for rows in (log, replace(log, weights=None)):
+        for batch in stratified_batches(rows, np.array([0]), seeds_S=seeds_S, **kwargs):
+            loss_G, _ = _losses(bank, batch, config)
+            found[rows.weights is None, int(batch.user_GB)] = loss_G.item()
+    assert found[False, 3] == pytest.approx(1.5 * found[True, 3])
+    assert found[False, 4] == pytest.approx(0.5 * found[True, 4])
 
 
 def test_l2_keeps_vectors_near_the_base() -> None:

@@ -8,6 +8,8 @@
 | `label` (may be missing) | any float or integer | finite |
 | `weight` (may be missing) | any float or integer | finite, not negative |
 
+A weight counts in training, against the mean weight of its segment; evaluation ignores it.
+
 A string may be stored as a dictionary of strings. Other columns are ignored. All files
 of a log must agree in this.
 """
