@@ -17,8 +17,8 @@ def prepare(settings: RunSettings) -> LogSummary:
     """Lay out the run's log in `settings.log_folder`; what is there of the same input is reused.
 
     Raises:
-        LogError: the log breaks its contract; files, columns and rows are named.
-        LogError: no row is left.
+        LogError: the log breaks its contract (files, columns and rows are named), or no row is
+            left.
         FileNotFoundError: a log file is not there.
     """
     with step("checking and sorting the log") as progress:

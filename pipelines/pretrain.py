@@ -11,6 +11,8 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,8 +53,7 @@ def pretrain(settings: RunSettings, inputs: Mapping[str, str]) -> BaseModel:
     folder = settings.base_folder
     if folder.exists():
         base = BaseModel.load(folder)
-        provenance = json.loads((folder / "base.json").read_text())["provenance"]
-        if provenance.get("made_from") != made_from:
+        if _provenance(folder).get("made_from") != made_from:
             raise SettingsError(
                 f"{folder} holds a base model that {_makers(settings.base)} made, and adapters in "
                 f"the store belong to it. To adapt that base to this log, set base.saved = "
@@ -83,8 +84,8 @@ def check_earlier(settings: RunSettings, whole: Windows) -> None:
     """
     if settings.base.saved is None:
         return
-    about = json.loads((settings.base.saved / "base.json").read_text())["provenance"]
-    last, first = about.get("last_moment"), int(whole.train.timestamps.min())
+    last = _provenance(settings.base.saved).get("last_moment")
+    first = int(whole.train.timestamps.min())
     if last is None:
         return
     if settings.split.by == "user_time":
@@ -98,6 +99,11 @@ def check_earlier(settings: RunSettings, whole: Windows) -> None:
             f"{settings.base.saved} was trained on rows up to {until}, but the train window begins "
             f"at {begin}: give a larger split.pretrain, or pretrain anew"
         )
+
+
+def _provenance(folder: Path) -> dict[str, Any]:
+    """What `pretrain` wrote of a base where it comes from."""
+    return dict(json.loads((folder / "base.json").read_text())["provenance"])
 
 
 def _made_from(settings: RunSettings, inputs: Mapping[str, str]) -> str:

@@ -1,7 +1,7 @@
-"""The main job: train one adapter per segment in one pass, publish them, measure and report.
+"""The main job: train one adapter per segment in one pass, measure, report and publish.
 
 log -> windows -> base -> { pooled full fine-tune, pooled adapter, per-segment adapters }
-    -> release in the store -> results table -> comparison -> report
+    -> results table -> comparison -> report -> release in the store
 """
 
 from __future__ import annotations

@@ -187,7 +187,8 @@ class RunFolder:
         self._settings, self._base, self._inputs = settings, base_fingerprint, dict(inputs)
         decides = resolved(settings) | {"folder": "", "runs": "", "author": "", "repeat": ""}
         decides["log"] |= {"files": sorted(inputs.values()), "memory_limit": ""}
-        self.id = f"{settings.name}-{digest(decides, base_fingerprint, versions(), git_commit())}"
+        self._commit = git_commit()
+        self.id = f"{settings.name}-{digest(decides, base_fingerprint, versions(), self._commit)}"
         self.path = settings.runs / self.id
         self._began = time.monotonic()
 
@@ -228,7 +229,7 @@ class RunFolder:
             "id": self.id,
             "settings": resolved(self._settings),
             "versions": versions(),
-            "commit": git_commit(),
+            "commit": self._commit,
             "inputs": self._inputs,
             "base": self._base,
             **summary,

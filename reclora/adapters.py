@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import pyarrow as pa
 import torch
@@ -48,10 +48,10 @@ class AdapterConfig:
 
     def __post_init__(self) -> None:
         for name, kinds in (
-            ("user_table", ("rows", "full", "none")),
-            ("item_table", ("rows", "full", "none")),
-            ("item_bias", ("bias", "none")),
-            ("tower", ("low_rank", "full", "none")),
+            ("user_table", get_args(TableKind)),
+            ("item_table", get_args(TableKind)),
+            ("item_bias", get_args(BiasKind)),
+            ("tower", get_args(TowerKind)),
         ):
             if getattr(self, name) not in kinds:
                 raise AdapterError(

@@ -146,8 +146,8 @@ class AdapterBank(nn.Module):
         grown = base.grown(*(known[side].extended(pa.concat_arrays(new[side])) for side in known))
         wanted = {"users": grown.users, "items": grown.items}
         num_base_rows = {
-            "users": len(base.user_table.weight_ND),
-            "items": len(base.item_table.weight_ND),
+            "users": base.user_table.num_own_rows,
+            "items": base.item_table.num_own_rows,
         }
         rows = {
             side: [
@@ -253,8 +253,8 @@ class AdapterBank(nn.Module):
         code = self.code(segment)
         tensors: dict[str, Tensor] = {}
         for name, touched, base_rows, ids in (
-            ("users", self.touched_users, len(self.base.user_table.weight_ND), self.base.users),
-            ("items", self.touched_items, len(self.base.item_table.weight_ND), self.base.items),
+            ("users", self.touched_users, self.base.user_table.num_own_rows, self.base.users),
+            ("items", self.touched_items, self.base.item_table.num_own_rows, self.base.items),
         ):
             rows = touched.rows_T[touched.slice(code)]
             known = rows[rows < base_rows]

@@ -166,8 +166,8 @@ class BaseModel:
         """
         if folder.exists():
             raise BaseError(f"{folder} exists, and a base model is immutable; name a new folder")
-        if self.user_table.num_rows > len(self.user_table.weight_ND) or (
-            self.item_table.num_rows > len(self.item_table.weight_ND)
+        if self.user_table.num_rows > self.user_table.num_own_rows or (
+            self.item_table.num_rows > self.item_table.num_own_rows
         ):
             raise BaseError(
                 "a grown base is saved as its adapters; save the base it was grown from"

@@ -87,12 +87,14 @@ def draw_negatives(
     return torch.from_numpy((numbers % np.uint64(num_items)).astype(np.int64))
 
 
+def segment_weights(log: Interactions) -> NDArray[np.float64]:
+    """The weight of each segment's rows together; 0 where nothing can train or judge."""
+    return np.bincount(log.segment_rows, log.weights, log.num_segments).astype(np.float64)
+
+
 def _mean_weights(log: Interactions) -> NDArray[np.float32]:
     """The mean weight of each segment's rows; 1 where there is none to divide by."""
-    if log.weights is None:
-        return np.ones(log.num_segments, dtype=np.float32)
-    totals = np.bincount(log.segment_rows, log.weights, log.num_segments)
-    means = totals / np.maximum(np.diff(log.offsets), 1)
+    means = segment_weights(log) / np.maximum(np.diff(log.offsets), 1)
     return np.where(means > 0, means, 1).astype(np.float32)
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reclora.bank import AdapterBank
+from reclora.batches import segment_weights
 from reclora.deltas import TableDelta, WeightDelta
 from reclora.interactions import Interactions
 
@@ -24,7 +25,7 @@ class EarlyStopping:
 
     def __init__(self, bank: AdapterBank, log: Interactions, patience: int) -> None:
         self._bank, self._names, self._patience = bank, log.segment_names, patience
-        self.active = _weights(log) > 0
+        self.active = segment_weights(log) > 0
         self._best_score = np.full(len(self._names), -np.inf)
         self._best_epoch = np.zeros(len(self._names), dtype=np.int64)
         self._best: list[tuple[TableDelta | WeightDelta, dict[str, Tensor]]] = []
@@ -50,11 +51,15 @@ class EarlyStopping:
                 (delta, {name: p.detach().clone() for name, p in delta.named_parameters()})
                 for _, delta in self._bank.deltas()
             ]
+        else:
+            self._copy(np.flatnonzero(better))
+        self.active &= epoch - self._best_epoch < self._patience
+
+    def _copy(self, segments: NDArray[np.int64]) -> None:
         for delta, best in self._best:
-            for segment in np.flatnonzero(better):
+            for segment in segments:
                 for name, part in delta.slices(int(segment)).items():
                     best[name][part] = delta.get_parameter(name).detach()[part]
-        self.active &= epoch - self._best_epoch < self._patience
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -75,8 +80,3 @@ class EarlyStopping:
 
     def best_epochs(self) -> dict[str, int]:
         return {name: int(e) for name, e in zip(self._names, self._best_epoch, strict=True)}
-
-
-def _weights(log: Interactions) -> NDArray[np.float64]:
-    """The weight of each segment's rows together; 0 where nothing can train or judge."""
-    return np.bincount(log.segment_rows, log.weights, log.num_segments).astype(np.float64)

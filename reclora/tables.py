@@ -49,6 +49,11 @@ class Table:
         return cls(weight_ND.detach(), mean, len(weight_ND))
 
     @property
+    def num_own_rows(self) -> int:
+        """N, without the grown rows."""
+        return len(self.weight_ND)
+
+    @property
     def embedding_dim(self) -> int:
         return self.weight_ND.shape[1]
 
@@ -63,7 +68,7 @@ class Table:
             raise IndexError(
                 f"row {int(wrong)} was asked of a table with rows 0 to {self.num_rows - 1}"
             )
-        flat, known = rows.reshape(-1), len(self.weight_ND)
+        flat, known = rows.reshape(-1), self.num_own_rows
         if self.num_rows == known:
             return self.weight_ND.index_select(0, flat).view(*rows.shape, self.embedding_dim)
         vectors = self.mean_D.repeat(len(flat), 1)
@@ -73,5 +78,5 @@ class Table:
 
     def materialised(self) -> Tensor:
         """A copy of all rows, grown ones included, shape (num_rows, D)."""
-        grown = self.mean_D.expand(self.num_rows - len(self.weight_ND), -1)
+        grown = self.mean_D.expand(self.num_rows - self.num_own_rows, -1)
         return torch.cat([self.weight_ND, grown])

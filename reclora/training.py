@@ -12,7 +12,7 @@ alone gives.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reclora.bank import AdapterBank
-from reclora.batches import Batch, segment_seeds, stratified_batches
+from reclora.batches import U64, Batch, segment_seeds, stratified_batches
 from reclora.early_stopping import EarlyStopping, Judge
 from reclora.interactions import Interactions
 from reclora.losses import LOSSES
@@ -140,26 +140,15 @@ def train(
         active = np.flatnonzero(keeper.active)
         if len(active) == 0:
             break
-        totals_S = np.zeros(log.num_segments)
-        weights_S = np.zeros(log.num_segments)
-        for batch in stratified_batches(
-            log,
-            active,
-            seeds_S=seeds_S,
-            epoch=epoch,
-            batch_rows=config.batch_rows,
-            num_negatives=config.num_negatives,
-            segments_per_step=max(1, config.step_rows // config.batch_rows),
-        ):
+        losses = _SegmentMeans(log.num_segments)
+        for batch in _batches(log, active, config, seeds_S, epoch):
             optimizer.zero_grad(set_to_none=True)
             loss_G, penalty_G = _losses(bank, batch, config)
             torch.autograd.backward((loss_G + config.l2 * penalty_G).sum())
             optimizer.step()
             steps += 1
-            now = batch.segments_G.numpy()
-            totals_S[now] += (loss_G.detach() * batch.rows_G).numpy()
-            weights_S[now] += batch.weight_GB.sum(1).numpy()
-        training_loss = totals_S / np.where(weights_S > 0, weights_S, np.nan)
+            losses.add(batch, loss_G.detach())
+        training_loss = losses.means()
         _check_finite(training_loss[active], active, log.segment_names, epoch)
         if judge is None:
             keeper.note(epoch, training_loss)
@@ -173,8 +162,8 @@ def train(
 
 
 def _losses(bank: AdapterBank, batch: Batch, config: TrainingConfig) -> tuple[Tensor, Tensor]:
-    """Per segment: the weighted mean loss of its rows, and the mean squared change of the vectors
-    used.
+    """Per segment: the mean over its rows of weight times loss, and the mean squared change of the
+    vectors used.
     """
     segments_G, weight_GB = batch.segments_G, batch.weight_GB
     u_GBD, du_GBD = bank.users(batch.user_GB, segments_G)
@@ -205,22 +194,45 @@ class HeldOutLoss:
     def __call__(self, bank: AdapterBank, segments: NDArray[np.int64]) -> NDArray[np.float64]:
         """Minus the mean loss of each of `segments`; NaN where it has no held-out rows."""
         _check_log(bank, self._log)
-        totals_S = np.zeros(self._log.num_segments)
-        weights_S = np.zeros(self._log.num_segments)
-        for batch in stratified_batches(
-            self._log,
-            segments,
-            seeds_S=self._seeds_S,
-            epoch=VALIDATION_EPOCH,
-            batch_rows=self._config.batch_rows,
-            num_negatives=self._config.num_negatives,
-            segments_per_step=max(1, self._config.step_rows // self._config.batch_rows),
-        ):
-            loss_G, _ = _losses(bank, batch, self._config)
-            now = batch.segments_G.numpy()
-            totals_S[now] += (loss_G * batch.rows_G).numpy()
-            weights_S[now] += batch.weight_GB.sum(1).numpy()
-        return -(totals_S / np.where(weights_S > 0, weights_S, np.nan))[segments]
+        losses = _SegmentMeans(self._log.num_segments)
+        config, seeds_S = self._config, self._seeds_S
+        for batch in _batches(self._log, segments, config, seeds_S, VALIDATION_EPOCH):
+            losses.add(batch, _losses(bank, batch, config)[0])
+        return -losses.means()[segments]
+
+
+class _SegmentMeans:
+    """The weighted mean of the rows' losses in each segment, batch by batch."""
+
+    def __init__(self, num_segments: int) -> None:
+        self._totals_S, self._weights_S = np.zeros(num_segments), np.zeros(num_segments)
+
+    def add(self, batch: Batch, loss_G: Tensor) -> None:
+        segments_G = batch.segments_G.numpy()
+        self._totals_S[segments_G] += (loss_G * batch.rows_G).numpy()
+        self._weights_S[segments_G] += batch.weight_GB.sum(1).numpy()
+
+    def means(self) -> NDArray[np.float64]:
+        """NaN for a segment without rows, or without weight."""
+        return self._totals_S / np.where(self._weights_S > 0, self._weights_S, np.nan)
+
+
+def _batches(
+    log: Interactions,
+    segments: NDArray[np.int64],
+    config: TrainingConfig,
+    seeds_S: U64,
+    epoch: int,
+) -> Iterator[Batch]:
+    return stratified_batches(
+        log,
+        segments,
+        seeds_S=seeds_S,
+        epoch=epoch,
+        batch_rows=config.batch_rows,
+        num_negatives=config.num_negatives,
+        segments_per_step=max(1, config.step_rows // config.batch_rows),
+    )
 
 
 def _parameter_groups(bank: AdapterBank, config: TrainingConfig) -> list[dict[str, object]]:
