@@ -14,10 +14,10 @@ from typing import Literal
 
 import pandas as pd
 
-from reclora.adapters import FULL, AdapterConfig
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
 from reclora.comparison import means
+from reclora.configs import FULL, AdapterConfig
 from reclora.evaluation import EvaluationConfig, HeldOut, RankingJudge, evaluate
 from reclora.interactions import Interactions
 from reclora.ranking import Scorer

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from reclora.adapters import FULL
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
+from reclora.configs import FULL
 from reclora.evaluation import EvaluationConfig, HeldOut, RankingJudge, hold_out
 from reclora.files import sha256_of
 from reclora.interactions import IdMap, Interactions

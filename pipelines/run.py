@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from reclora.adapters import AdapterConfig
+from reclora.configs import AdapterConfig
 from reclora.evaluation import EvaluationConfig
 from reclora.files import make_folder, write_text
 from reclora.interactions import LogContract

@@ -21,10 +21,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reclora.adapters import FULL, Adapter, AdapterConfig
+    from reclora.adapters import Adapter
     from reclora.bank import AdapterBank
     from reclora.base import BaseModel
     from reclora.comparison import compare, means
+    from reclora.configs import FULL, AdapterConfig, AdapterError, DeltaConfig
     from reclora.evaluation import EvaluationConfig, RankingJudge, evaluate, hold_out
     from reclora.interactions import IdMap, Interactions, LogContract, prepare_log
     from reclora.interchange import import_base
@@ -35,10 +36,11 @@ if TYPE_CHECKING:
     from reclora.training import HeldOutLoss, TrainingConfig, train
 
 _NAMES = {
-    "adapters": ("FULL", "Adapter", "AdapterConfig"),
+    "adapters": ("Adapter",),
     "bank": ("AdapterBank",),
     "base": ("BaseModel",),
     "comparison": ("compare", "means"),
+    "configs": ("FULL", "AdapterConfig", "AdapterError", "DeltaConfig"),
     "evaluation": ("EvaluationConfig", "RankingJudge", "evaluate", "hold_out"),
     "interactions": ("IdMap", "Interactions", "LogContract", "prepare_log"),
     "interchange": ("import_base",),

@@ -4,71 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from reclora.base import BaseModel
+from reclora.configs import AdapterError, Config
 from reclora.interactions import IdMap
-
-TableKind = Literal["rows", "full", "none"]
-BiasKind = Literal["bias", "none"]
-TowerKind = Literal["low_rank", "full", "none"]
-
-
-class AdapterError(ValueError):
-    """An adapter that does not fit its base, its bank or its settings; the message says how."""
-
-
-@dataclass(frozen=True)
-class AdapterConfig:
-    """Which deltas an adapter has, and how large.
-
-    Raises:
-        AdapterError: an unknown kind, a rank below 1, or an alpha that is not positive.
-    """
-
-    user_table: TableKind = "rows"
-    """`rows`: low rank. `full`: every touched row free (fine-tuning). `none`: stays frozen."""
-    item_table: TableKind = "rows"
-    """As `user_table`."""
-    item_bias: BiasKind = "bias"
-    """`bias`: one number per touched item. `none`: stays frozen."""
-    tower: TowerKind = "low_rank"
-    """`low_rank`: each weight by B A. `full`: weights and biases free, but for the last bias, which
-    changes no order. `none`: stays frozen.
-    """
-    rank: int = 8
-    """R, at least 1, at most the tables' embedding_dim; a tower's weight takes min(R, its sides).
-    """
-    alpha: float = 8.0
-    """The change is scaled by alpha / R; positive."""
-
-    def __post_init__(self) -> None:
-        for name, kinds in (
-            ("user_table", get_args(TableKind)),
-            ("item_table", get_args(TableKind)),
-            ("item_bias", get_args(BiasKind)),
-            ("tower", get_args(TowerKind)),
-        ):
-            if getattr(self, name) not in kinds:
-                raise AdapterError(
-                    f"{name} must be one of {', '.join(kinds)}, got {getattr(self, name)!r}"
-                )
-        if self.rank < 1:
-            raise AdapterError(f"rank must be at least 1, got {self.rank}")
-        if not 0 < self.alpha < float("inf"):
-            raise AdapterError(f"alpha must be a positive number, got {self.alpha}")
-
-    @property
-    def scaling(self) -> float:
-        return self.alpha / self.rank
-
-
-FULL = AdapterConfig(user_table="full", item_table="full", item_bias="bias", tower="full")
-"""Everything free: full fine-tuning of what a segment touches."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +19,17 @@ class Adapter:
     """All deltas of one segment.
 
     `tensors` hold, per target, the touched rows (`users.rows`, `items.rows`, int64, ascending) and
-    the factors (`user_table.a`, `item_bias.d`, `tower.0.weight.b`, ...). A row number from the
-    base's N on stands for an identifier that the base does not know: the adapter's own list of
-    them (`users.new_ids...`) in order.
+    the factors, named target, kind, factor (`user_table.rows.a`, `item_bias.bias.d`,
+    `tower.0.weight.low_rank.b`, ...). A row number from the base's N on stands for an identifier
+    that the base does not know: the adapter's own list of them (`users.new_ids...`) in order.
+    With a parent its changes stand on top of the parent's.
     """
 
     segment: str
-    config: AdapterConfig
+    config: Config
     base_fingerprint: str
     tensors: Mapping[str, Tensor]
+    parent: Adapter | None = None
 
     @property
     def num_numbers(self) -> int:
@@ -94,9 +39,10 @@ class Adapter:
         return sum(t.numel() for t in self.tensors.values() if t.is_floating_point())
 
     def __repr__(self) -> str:
+        parent = f"on {self.parent.segment!r}, " if self.parent else ""
         return (
-            f"Adapter({self.segment!r}, {self.num_numbers:,} numbers, rank {self.config.rank}, "
-            f"on base {self.base_fingerprint[:12]})"
+            f"Adapter({self.segment!r}, {self.num_numbers:,} numbers, {parent}"
+            f"of base {self.base_fingerprint[:12]})"
         )
 
 

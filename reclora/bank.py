@@ -4,8 +4,10 @@ batches.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import cast
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -13,24 +15,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from reclora.adapters import (
-    Adapter,
-    AdapterConfig,
-    AdapterError,
-    TableKind,
-    bank_rows,
-    check_base,
-    id_tensors,
-    new_ids,
-)
+from reclora.adapters import Adapter, bank_rows, check_base, id_tensors, new_ids
 from reclora.base import BaseModel
-from reclora.batches import segment_seed
+from reclora.configs import LADDER, AdapterConfig, AdapterError
+from reclora.counted import segment_seed
 from reclora.deltas import (
+    BasisDelta,
+    Delta,
     FullDelta,
     FullWeight,
     LowRankWeight,
+    MapDelta,
+    Owners,
+    RowDropout,
     RowsDelta,
-    TableDelta,
+    ScaleDelta,
     TouchedRows,
     WeightDelta,
 )
@@ -39,7 +38,13 @@ from reclora.scoring import CatalogueScorer
 from reclora.tables import Table
 from reclora.tower import Layer, Tower
 
-Lookup = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+PER_ROW = (RowsDelta, BasisDelta, FullDelta)
+"""The deltas whose parameters, but for `b`, have a row for each touched row."""
+MATERIALISED_ROWS = 1 << 16
+"""Rows that are adapted at once where a whole table is."""
+
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 class AdapterBank(nn.Module):
@@ -49,14 +54,16 @@ class AdapterBank(nn.Module):
         base: grown where the segments know identifiers that it does not (`BaseModel.grown`).
         segment_names: any distinct strings; a segment's code is its place.
         user_rows, item_rows: the rows each segment touches, one tensor a segment.
-        config: the deltas.
+        config: the deltas, one for all segments or one for each: kinds and ranks may differ.
         seed: with a segment's name it fixes that segment's random factors.
+        parent: an adapter of the same base, frozen here, that every segment changes further; code
+            -1, a segment that nobody knows, is served by it (without a parent by the base).
 
     A base without a tower has no tower deltas, whatever the config says.
 
     Raises:
-        AdapterError: no segment, repeated names, another number of row lists than of names, or a
-            rank above the tables' embedding_dim.
+        AdapterError: no segment, repeated names, another number of row lists or configs than of
+            names, a rank above the tables' embedding_dim, or a parent of another base.
         IndexError: a touched row is outside its table.
     """
 
@@ -66,44 +73,44 @@ class AdapterBank(nn.Module):
         segment_names: Sequence[str],
         user_rows: Sequence[Tensor],
         item_rows: Sequence[Tensor],
-        config: AdapterConfig,
+        config: AdapterConfig | Sequence[AdapterConfig],
         seed: int = 0,
+        parent: Adapter | None = None,
     ) -> None:
         super().__init__()
-        if not segment_names:
-            raise AdapterError("a bank needs at least one segment, got none")
-        if len(set(segment_names)) < len(segment_names):
-            raise AdapterError("segment names must be distinct")
-        if not len(segment_names) == len(user_rows) == len(item_rows):
-            raise AdapterError(
-                f"each of {len(segment_names)} segments needs its user rows and its item rows, "
-                f"got {len(user_rows)} and {len(item_rows)} lists of them"
-            )
-        kinds = config.user_table, config.item_table
-        if "rows" in kinds and config.rank > base.embedding_dim:
-            raise AdapterError(
-                f"rank {config.rank} is above the tables' embedding_dim {base.embedding_dim}; "
-                f"use a smaller rank, or the kind `full`"
-            )
-        self.base, self.segment_names, self.config = base, tuple(segment_names), config
+        configs = (
+            (config,) * len(segment_names) if isinstance(config, AdapterConfig) else tuple(config)
+        )
+        self.parent: AdapterBank | None = None if parent is None else self.of(base, [parent])
+        if self.parent is not None:
+            self.parent.requires_grad_(False)
+            base = self.parent.base
+        _check(base, segment_names, (user_rows, item_rows), configs)
+        self.base: BaseModel = base
+        self.segment_names, self.configs = tuple(segment_names), configs
+        self.parent_adapter = parent
         self._codes = {name: code for code, name in enumerate(segment_names)}
         self.touched_users = TouchedRows.of(user_rows, base.user_table.num_rows)
         self.touched_items = TouchedRows.of(item_rows, base.item_table.num_rows)
         generators = [torch.Generator().manual_seed(segment_seed(seed, s)) for s in segment_names]
-        self.user_table = _table_delta(
-            config.user_table, self.touched_users, base, config, generators
+        # The order of these lines fixes what a segment draws.
+        self.user_table = _table_deltas(
+            [c.user_kinds for c in configs], self.touched_users, base, configs, generators
         )
-        self.item_table = _table_delta(
-            config.item_table, self.touched_items, base, config, generators
+        self.item_table = _table_deltas(
+            [c.item_kinds for c in configs], self.touched_items, base, configs, generators
         )
-        self.item_bias = FullDelta(self.touched_items, 1) if config.item_bias == "bias" else None
-        self.tower = nn.ModuleDict(
-            dict(_tower_deltas(base.tower, config, generators)) if base.tower is not None else {}
-        )
+        self.item_bias = _bias_deltas(configs, self.touched_items, generators)
+        self.tower = _tower_deltas(base.tower, configs, generators)
 
     @classmethod
     def for_log(
-        cls, base: BaseModel, log: Interactions, config: AdapterConfig, seed: int = 0
+        cls,
+        base: BaseModel,
+        log: Interactions,
+        config: AdapterConfig | Sequence[AdapterConfig],
+        seed: int = 0,
+        parent: Adapter | None = None,
     ) -> AdapterBank:
         """A fresh bank for the segments of a log; each touches the users and items of its
         interactions.
@@ -122,25 +129,22 @@ class AdapterBank(nn.Module):
             _rows_by_segment(log.item_rows, log.offsets),
             config,
             seed,
+            parent,
         )
 
     @classmethod
     def of(cls, base: BaseModel, adapters: Sequence[Adapter]) -> AdapterBank:
-        """A bank of stored adapters; the base is grown by the identifiers that they bring.
+        """A bank of stored adapters, whatever the config of each; the base is grown by the
+        identifiers that they bring.
 
         Raises:
-            AdapterError: no adapter, adapters of different settings, one that belongs to another
-                base, or one whose tensors are not what its config and rows ask for.
+            AdapterError: no adapter, one that belongs to another base or to modules of another
+                model, adapters of different parents, or one whose tensors are not what its config
+                and rows ask for.
         """
         if not adapters:
             raise AdapterError("a bank needs at least one adapter, got none")
-        for adapter in adapters:
-            check_base(adapter, base)
-            if adapter.config != adapters[0].config:
-                raise AdapterError(
-                    f"a bank holds adapters of one config; {adapter.segment!r} has "
-                    f"{adapter.config}, {adapters[0].segment!r} has {adapters[0].config}"
-                )
+        configs, parent = _configs_of(adapters, base), adapters[0].parent
         known = {"users": base.users, "items": base.items}
         new = {side: [new_ids(a, side, known[side]) for a in adapters] for side in known}
         grown = base.grown(*(known[side].extended(pa.concat_arrays(new[side])) for side in known))
@@ -157,43 +161,66 @@ class AdapterBank(nn.Module):
             for side in known
         }
         names = [adapter.segment for adapter in adapters]
-        bank = cls(grown, names, rows["users"], rows["items"], adapters[0].config)
+        bank = cls(grown, names, rows["users"], rows["items"], configs, parent=parent)
         for code, adapter in enumerate(adapters):
             bank._fill(code, adapter, {side: rows[side][code].argsort() for side in rows})
         return bank
 
     # What a batch asks for. ids are rows of the tables, segments are codes.
 
-    def users(self, ids_GB: Tensor, segments_G: Tensor) -> tuple[Tensor, Tensor]:
-        """Adapted user vectors and how far each is from the base's, both (G, B, D)."""
-        return _adapted(self.base.user_table, self.user_table, ids_GB, segments_G)
+    def users(
+        self, ids_GB: Tensor, segments_G: Tensor, dropout: RowDropout | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Adapted user vectors and how far each is from the parent's, both (G, B, D)."""
+        return self._adapted("user_table", ids_GB, segments_G, dropout)
 
-    def items(self, ids_GB: Tensor, segments_G: Tensor) -> tuple[Tensor, Tensor]:
-        """Adapted item vectors and how far each is from the base's, both (G, B, D)."""
-        return _adapted(self.base.item_table, self.item_table, ids_GB, segments_G)
+    def items(
+        self, ids_GB: Tensor, segments_G: Tensor, dropout: RowDropout | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Adapted item vectors and how far each is from the parent's, both (G, B, D)."""
+        return self._adapted("item_table", ids_GB, segments_G, dropout)
 
     def biases(self, ids_GB: Tensor, segments_G: Tensor) -> Tensor:
         """Adapted item biases, (G, B)."""
-        return _adapted(self.base.item_bias, self.item_bias, ids_GB, segments_G)[0].squeeze(-1)
+        return self._adapted("item_bias", ids_GB, segments_G)[0].squeeze(-1)
+
+    def _adapted(
+        self, name: str, ids_GB: Tensor, segments_G: Tensor, dropout: RowDropout | None = None
+    ) -> tuple[Tensor, Tensor]:
+        table: Table = getattr(self.base, name)
+        if self.parent is None:
+            rows_GBD = table.lookup(ids_GB)
+        else:
+            rows_GBD = self.parent._adapted(name, ids_GB, torch.zeros_like(segments_G))[0]
+        adapted_GBD = rows_GBD
+        for delta in getattr(self, name):
+            adapted_GBD = delta(adapted_GBD, ids_GB, segments_G, dropout)
+        return adapted_GBD, adapted_GBD - rows_GBD
 
     def layers(self, segments_G: Tensor) -> list[Layer]:
         """Adapted tower layers of each segment; empty without a tower."""
         if self.base.tower is None:
             return []
-        pairs = zip(self.base.tower.weights, self.base.tower.biases, strict=True)
+        if self.parent is None:
+            below = [
+                (w.expand(len(segments_G), -1, -1), b.expand(len(segments_G), -1))
+                for w, b in zip(self.base.tower.weights, self.base.tower.biases, strict=True)
+            ]
+        else:
+            below = self.parent.layers(torch.zeros_like(segments_G))
         return [
             (
-                self._adapted_weight(f"{i}.weight", weight, segments_G),
-                self._adapted_weight(f"{i}.bias", bias.unsqueeze(1), segments_G).squeeze(-1),
+                self._adapted_weight(f"{i}_weight", weight_GOI, segments_G),
+                self._adapted_weight(f"{i}_bias", bias_GO.unsqueeze(2), segments_G).squeeze(2),
             )
-            for i, (weight, bias) in enumerate(pairs)
+            for i, (weight_GOI, bias_GO) in enumerate(below)
         ]
 
-    def _adapted_weight(self, name: str, weight_OI: Tensor, segments_G: Tensor) -> Tensor:
-        key = name.replace(".", "_")
+    def _adapted_weight(self, key: str, weight_GOI: Tensor, segments_G: Tensor) -> Tensor:
         if key in self.tower:
-            return cast(Tensor, self.tower[key](weight_OI, segments_G))
-        return weight_OI.expand(len(segments_G), -1, -1)
+            for delta in cast(nn.ModuleList, self.tower[key]):
+                weight_GOI = delta(weight_GOI, segments_G)
+        return weight_GOI
 
     # One segment.
 
@@ -214,39 +241,57 @@ class AdapterBank(nn.Module):
     def merged(self, segment: str) -> BaseModel:
         """The segment's adapted tables and tower as a base model of its own."""
         code = self.code(segment)
-        users = self._materialised(self.base.user_table, self.users, self.touched_users, code)
-        items, bias, layers = self._item_side(code)
+        layers = self.layers(torch.tensor([code]))
         tower = (
             Tower(tuple(w[0] for w, _ in layers), tuple(b[0] for _, b in layers))
             if layers
             else None
         )
-        return BaseModel.of(self.base.users, self.base.items, users, items, bias, tower)
+        tables = [self._whole(name, code) for name in ("user_table", "item_table", "item_bias")]
+        return BaseModel.of(
+            self.base.users, self.base.items, tables[0], tables[1], tables[2].squeeze(1), tower
+        )
 
     @torch.no_grad()
     def scorer(self, segment: str) -> CatalogueScorer:
         """Scores of all items for users of a segment; only the item side is materialised."""
         code = self.code(segment)
         segments_1 = torch.tensor([code])
-        items, bias, layers = self._item_side(code)
         return CatalogueScorer(
-            lambda rows: self.users(rows.unsqueeze(0), segments_1)[0][0], items, bias, layers
+            lambda rows: self.users(rows.unsqueeze(0), segments_1)[0][0],
+            self._whole("item_table", code),
+            self._whole("item_bias", code).squeeze(1),
+            self.layers(segments_1),
         )
 
-    def _item_side(self, code: int) -> tuple[Tensor, Tensor, list[Layer]]:
-        items = self._materialised(self.base.item_table, self.items, self.touched_items, code)
-        bias = self.base.item_bias.materialised().squeeze(1)
-        rows = self.touched_items.rows_T[self.touched_items.slice(code)]
-        bias[rows] = self.biases(rows.unsqueeze(0), torch.tensor([code]))[0]
-        return items, bias, self.layers(torch.tensor([code]))
-
-    def _materialised(
-        self, table: Table, lookup: Lookup, touched: TouchedRows, code: int
-    ) -> Tensor:
-        whole = table.materialised()
-        rows = touched.rows_T[touched.slice(code)]
-        whole[rows] = lookup(rows.unsqueeze(0), torch.tensor([code]))[0][0]
+    def _whole(self, name: str, code: int) -> Tensor:
+        """A copy of all rows of a table as the segment sees them."""
+        table: Table = getattr(self.base, name)
+        touched = self.touched_users if name == "user_table" else self.touched_items
+        own = [delta for target, delta in self._own(code) if target == name]
+        if any(delta.moves_all_rows for delta in own):
+            whole = torch.empty(table.num_rows, table.embedding_dim)
+            rows = torch.arange(table.num_rows)
+        else:
+            whole = self._below(name)
+            rows = touched.rows_T[touched.slice(code)]
+        for part in torch.split(rows, MATERIALISED_ROWS):
+            whole[part] = self._adapted(name, part.unsqueeze(0), torch.tensor([code]))[0][0]
         return whole
+
+    def _below(self, name: str) -> Tensor:
+        """A copy of all rows of a table as the parent sees them, or the base."""
+        if self.parent is None:
+            return cast(Table, getattr(self.base, name)).materialised()
+        if name != "user_table":
+            return self._parent_items[name].clone()
+        return self.parent._whole(name, 0)
+
+    @cached_property
+    def _parent_items(self) -> dict[str, Tensor]:
+        """The parent's item side, which every segment's scorer begins with; frozen, so kept."""
+        assert self.parent is not None
+        return {name: self.parent._whole(name, 0) for name in ("item_table", "item_bias")}
 
     def adapter(self, segment: str) -> Adapter:
         """A copy of the segment's numbers."""
@@ -262,12 +307,14 @@ class AdapterBank(nn.Module):
             local = torch.arange(base_rows, base_rows + len(rows) - len(known))
             tensors[f"{name}.rows"] = torch.cat([known, local])
             tensors.update(id_tensors(name, new_ids))
-        for name, delta in self.deltas():
+        for name, delta in self._own(code):
             for parameter, part in delta.slices(code).items():
-                tensors[f"{name}.{parameter}"] = (
+                tensors[f"{name}.{delta.kind}.{parameter}"] = (
                     delta.get_parameter(parameter).detach()[part].clone()
                 )
-        return Adapter(segment, self.config, self.base.fingerprint, tensors)
+        return Adapter(
+            segment, self.configs[code], self.base.fingerprint, tensors, self.parent_adapter
+        )
 
     def adapters(self) -> list[Adapter]:
         """Every segment's adapter."""
@@ -275,81 +322,172 @@ class AdapterBank(nn.Module):
 
     # All deltas.
 
-    def deltas(self) -> Iterator[tuple[str, TableDelta | WeightDelta]]:
-        """Every delta with its name: `user_table`, `item_table`, `item_bias`, `tower.0.weight`,
-        ...
+    def deltas(self) -> Iterator[tuple[str, Delta]]:
+        """Every delta with what it changes: `user_table`, `item_table`, `item_bias`,
+        `tower.0.weight`, ...; the parent's are not among them.
         """
         for name in ("user_table", "item_table", "item_bias"):
-            delta = getattr(self, name)
-            if delta is not None:
+            for delta in getattr(self, name):
                 yield name, delta
-        for key, delta in self.tower.items():
-            yield "tower." + key.replace("_", "."), cast(WeightDelta, delta)
+        for key, deltas in self.tower.items():
+            for delta in cast(nn.ModuleList, deltas):
+                yield "tower." + key.replace("_", "."), cast(WeightDelta, delta)
+
+    def _own(self, code: int) -> Iterator[tuple[str, Delta]]:
+        return ((name, delta) for name, delta in self.deltas() if delta.owners.has(code))
 
     @torch.no_grad()
     def _fill(self, code: int, adapter: Adapter, order: Mapping[str, Tensor]) -> None:
         # The rows of new identifiers may stand in another order in this bank than in the adapter.
         sides = {"user_table": "users", "item_table": "items", "item_bias": "items"}
-        for name, delta in self.deltas():
+        for name, delta in self._own(code):
             for parameter, part in delta.slices(code).items():
                 place = delta.get_parameter(parameter)[part]
-                stored = adapter.tensors.get(f"{name}.{parameter}")
+                full_name = f"{name}.{delta.kind}.{parameter}"
+                stored = adapter.tensors.get(full_name)
                 if stored is None or stored.shape != place.shape:
                     raise AdapterError(
-                        f"the adapter of segment {adapter.segment!r} needs {name}.{parameter} of "
+                        f"the adapter of segment {adapter.segment!r} needs {full_name} of "
                         f"shape {tuple(place.shape)}, got "
                         f"{'none' if stored is None else tuple(stored.shape)}: it is damaged"
                     )
-                if name in sides and parameter in ("a", "d"):
+                if isinstance(delta, PER_ROW) and parameter != "b":
                     stored = stored[order[sides[name]]]
                 place.copy_(stored)
 
     def __repr__(self) -> str:
-        numbers = sum(parameter.numel() for parameter in self.parameters())
+        numbers = sum(p.numel() for _, delta in self.deltas() for p in delta.parameters())
+        parent = "" if self.parent is None else f" on {self.parent.segment_names[0]!r}"
         return (
-            f"AdapterBank({len(self.segment_names)} segments, {numbers:,} numbers, "
-            f"rank {self.config.rank}, on {self.base!r})"
+            f"AdapterBank({len(self.segment_names)} segments, {numbers:,} numbers{parent}, "
+            f"of {self.base!r})"
         )
 
 
-def _adapted(
-    table: Table, delta: TableDelta | None, ids_GB: Tensor, segments_G: Tensor
-) -> tuple[Tensor, Tensor]:
-    rows_GBD = table.lookup(ids_GB)
-    if delta is None:
-        return rows_GBD, torch.zeros_like(rows_GBD)
-    adapted_GBD = delta(rows_GBD, ids_GB, segments_G)
-    return adapted_GBD, adapted_GBD - rows_GBD
+def _check(
+    base: BaseModel,
+    segment_names: Sequence[str],
+    rows: tuple[Sequence[Tensor], Sequence[Tensor]],
+    configs: Sequence[AdapterConfig],
+) -> None:
+    if not segment_names:
+        raise AdapterError("a bank needs at least one segment, got none")
+    if len(set(segment_names)) < len(segment_names):
+        raise AdapterError("segment names must be distinct")
+    if not len(segment_names) == len(rows[0]) == len(rows[1]) == len(configs):
+        raise AdapterError(
+            f"each of {len(segment_names)} segments needs its user rows, its item rows and its "
+            f"config, got {len(rows[0])}, {len(rows[1])} and {len(configs)} of them"
+        )
+    for config in set(configs):
+        low_rank = {"map", "basis", "rows"} & {*config.user_kinds, *config.item_kinds}
+        if low_rank and config.rank > base.embedding_dim:
+            raise AdapterError(
+                f"rank {config.rank} is above the tables' embedding_dim {base.embedding_dim}; "
+                f"use a smaller rank, or the kind `full`"
+            )
 
 
-def _table_delta(
-    kind: TableKind,
+def _configs_of(adapters: Sequence[Adapter], base: BaseModel) -> list[AdapterConfig]:
+    """The config of each adapter, all of this base and of one parent."""
+    configs = []
+    for adapter in adapters:
+        check_base(adapter, base)
+        if not isinstance(adapter.config, AdapterConfig):
+            raise AdapterError(
+                f"the adapter of segment {adapter.segment!r} is of modules of a model: load it "
+                f"into what `adapt` returned for that model"
+            )
+        if adapter.parent is not adapters[0].parent:
+            raise AdapterError(
+                f"a bank holds adapters of one parent; {adapter.segment!r} stands on "
+                f"{adapter.parent!r}, {adapters[0].segment!r} on {adapters[0].parent!r}"
+            )
+        configs.append(adapter.config)
+    return configs
+
+
+def _groups(keys: Iterable[Key | None]) -> dict[Key, list[int]]:
+    """The codes of the segments of each key; None is no key."""
+    codes: dict[Key, list[int]] = {}
+    for code, key in enumerate(keys):
+        if key is not None:
+            codes.setdefault(key, []).append(code)
+    return codes
+
+
+def _table_deltas(
+    kinds_S: Sequence[tuple[str, ...]],
     touched: TouchedRows,
     base: BaseModel,
-    config: AdapterConfig,
+    configs: Sequence[AdapterConfig],
     generators: Sequence[torch.Generator],
-) -> TableDelta | None:
-    if kind == "none":
-        return None
-    if kind == "full":
-        return FullDelta(touched, base.embedding_dim)
-    return RowsDelta(touched, config.rank, base.embedding_dim, config.scaling, generators)
+) -> nn.ModuleList:
+    """The deltas of one table, kind after kind; segments of one kind and size share one."""
+    deltas = nn.ModuleList()
+    dim = base.embedding_dim
+    for kind in (*LADDER, "full"):
+        sizes = (
+            (config.low_rank, config.magnitude) if kind in kinds else None
+            for kinds, config in zip(kinds_S, configs, strict=True)
+        )
+        for (low_rank, magnitude), codes in _groups(sizes).items():
+            owners = Owners.of(codes, len(configs), generators)
+            rows = touched if len(codes) == len(configs) else touched.only(codes)
+            match kind:
+                case "scale":
+                    deltas.append(ScaleDelta(owners, dim))
+                case "map":
+                    deltas.append(MapDelta(owners, dim, low_rank))
+                case "basis":
+                    deltas.append(BasisDelta(rows, owners, dim, low_rank))
+                case "rows":
+                    deltas.append(RowsDelta(rows, owners, dim, low_rank, magnitude))
+                case "full":
+                    deltas.append(FullDelta(rows, owners, dim))
+    return deltas
+
+
+def _bias_deltas(
+    configs: Sequence[AdapterConfig],
+    touched: TouchedRows,
+    generators: Sequence[torch.Generator],
+) -> nn.ModuleList:
+    codes = [code for code, config in enumerate(configs) if config.item_bias == "bias"]
+    if not codes:
+        return nn.ModuleList()
+    rows = touched if len(codes) == len(configs) else touched.only(codes)
+    return nn.ModuleList([FullDelta(rows, Owners.of(codes, len(configs), generators), 1)])
 
 
 def _tower_deltas(
-    tower: Tower, config: AdapterConfig, generators: Sequence[torch.Generator]
-) -> Iterator[tuple[str, WeightDelta]]:
+    tower: Tower | None,
+    configs: Sequence[AdapterConfig],
+    generators: Sequence[torch.Generator],
+) -> nn.ModuleDict:
+    deltas = nn.ModuleDict()
+    if tower is None:
+        return deltas
+    sizes = (c.low_rank if c.tower == "low_rank" else None for c in configs)
+    low_rank = {
+        size: Owners.of(codes, len(configs), generators) for size, codes in _groups(sizes).items()
+    }
+    full = _groups(True if c.tower == "full" else None for c in configs).get(True, [])
     for layer, (weight, bias) in enumerate(zip(tower.weights, tower.biases, strict=True)):
         shape = (weight.shape[0], weight.shape[1])
-        if config.tower == "full":
-            yield f"{layer}_weight", FullWeight(shape, len(generators))
+        own = nn.ModuleList()
+        for size, owners in low_rank.items():
+            own.append(LowRankWeight(owners, shape, replace(size, rank=min(size.rank, *shape))))
+        if full:
+            owners = Owners.of(full, len(configs), generators)
+            own.append(FullWeight(owners, shape))
             # The last bias is added to every item alike: its gradient is nothing but rounding,
             # of which Adagrad would make whole steps.
             if layer < len(tower.weights) - 1:
-                yield f"{layer}_bias", FullWeight((len(bias), 1), len(generators))
-        elif config.tower == "low_rank":
-            rank = min(config.rank, *shape)
-            yield f"{layer}_weight", LowRankWeight(shape, rank, config.scaling, generators)
+                deltas[f"{layer}_bias"] = nn.ModuleList([FullWeight(owners, (len(bias), 1))])
+        if len(own):
+            deltas[f"{layer}_weight"] = own
+    return deltas
 
 
 def _rows_by_segment(rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> list[Tensor]:

@@ -8,7 +8,6 @@ whoever trains beside it, and there is no random state to keep.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,9 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reclora.counted import U64, mix, segment_seed
 from reclora.interactions import Interactions
-
-U64 = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,7 @@ class Batch:
     segment's other rows and not only those of its step; 0 where there is no row.
     `negative_GJ`: item rows drawn uniformly from the catalogue, common to a segment's rows of this
     step.
+    `streams_G`: a random number of each segment for whatever else is drawn in this step.
     """
 
     segments_G: Tensor
@@ -38,31 +37,12 @@ class Batch:
     weight_GB: Tensor
     rows_G: Tensor
     negative_GJ: Tensor
-
-
-def segment_seed(seed: int, segment: str) -> int:
-    """63 bits from the run's seed and the segment's name, the same whatever other segments there
-    are.
-    """
-    digest = hashlib.blake2b(f"{seed}\0{segment}".encode("utf-8", "surrogatepass"), digest_size=8)
-    return int.from_bytes(digest.digest(), "little") >> 1
+    streams_G: U64
 
 
 def segment_seeds(seed: int, log: Interactions) -> U64:
     """`segment_seed` of each of the log's segments."""
     return np.array([segment_seed(seed, name) for name in log.segment_names], dtype=np.uint64)
-
-
-def mix(counters: U64) -> U64:
-    """SplitMix64's finaliser: counters to independent-looking 64-bit numbers.
-
-    Source: Steele et al., "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014, section 3
-    (variant 13 of Stafford).
-    """
-    z = counters + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
 
 
 def epoch_order(log: Interactions, seeds_S: U64, epoch: int) -> NDArray[np.int64]:
@@ -78,12 +58,17 @@ def epoch_order(log: Interactions, seeds_S: U64, epoch: int) -> NDArray[np.int64
     return np.argsort((segments << np.uint64(40)) | (keys >> np.uint64(24)), kind="stable")
 
 
+def step_streams(seeds_G: U64, epoch: int, step: int) -> U64:
+    """A random number of each segment for one step of one epoch."""
+    return mix(mix(seeds_G ^ np.uint64(0x5DEECE66D)) + np.uint64(epoch << 32 | step))
+
+
 def draw_negatives(
     seeds_G: U64, epoch: int, step: int, shape: tuple[int, int], num_items: int
 ) -> Tensor:
     """Item rows uniform over 0 .. num_items - 1, shape (G, J)."""
-    streams = mix(mix(seeds_G ^ np.uint64(0x5DEECE66D)) + np.uint64(epoch << 32 | step))
-    numbers = mix(streams[:, None] ^ np.arange(shape[1], dtype=np.uint64)[None, :])
+    streams_G = step_streams(seeds_G, epoch, step)
+    numbers = mix(streams_G[:, None] ^ np.arange(shape[1], dtype=np.uint64)[None, :])
     return torch.from_numpy((numbers % np.uint64(num_items)).astype(np.int64))
 
 
@@ -141,4 +126,5 @@ def stratified_batches(
                 draw_negatives(
                     seeds_S[now], epoch, step, (len(now), num_negatives), len(log.items)
                 ),
+                mix(step_streams(seeds_S[now], epoch, step)),
             )

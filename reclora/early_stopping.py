@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reclora.bank import AdapterBank
 from reclora.batches import segment_weights
-from reclora.deltas import TableDelta, WeightDelta
+from reclora.deltas import Delta
 from reclora.interactions import Interactions
 
 Judge = Callable[[AdapterBank, NDArray[np.int64]], NDArray[np.float64]]
@@ -28,7 +28,7 @@ class EarlyStopping:
         self.active = segment_weights(log) > 0
         self._best_score = np.full(len(self._names), -np.inf)
         self._best_epoch = np.zeros(len(self._names), dtype=np.int64)
-        self._best: list[tuple[TableDelta | WeightDelta, dict[str, Tensor]]] = []
+        self._best: list[tuple[Delta, dict[str, Tensor]]] = []
         self._rows: list[tuple[str, int, float, float]] = []
 
     def note(self, epoch: int, training_loss: NDArray[np.float64]) -> None:

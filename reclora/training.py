@@ -2,8 +2,8 @@
 
 Per step, with b rows of each of G segments,
 
-    loss = sum_s  ( mean over the rows of s of w loss(s+, s-)  +  l2 * mean squared change of the
-    rows used )
+    loss = sum_s ( mean over the rows of s of w loss(s+, s-)
+                   + (l2 + shrinkage / n_s) * mean squared change of the vectors used )
 
 and nothing but the sum joins the segments: row-wise Adagrad moves only rows with a gradient, and
 early stopping is a mask per segment. So training all segments together gives what training each
@@ -23,7 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reclora.bank import AdapterBank
-from reclora.batches import U64, Batch, segment_seeds, stratified_batches
+from reclora.batches import Batch, segment_seeds, stratified_batches
+from reclora.counted import U64
+from reclora.deltas import RowDropout
 from reclora.early_stopping import EarlyStopping, Judge
 from reclora.interactions import Interactions
 from reclora.losses import LOSSES
@@ -62,8 +64,16 @@ class TrainingConfig:
     """Learning rate of the item bias, which often wants a larger one; positive."""
     tower_lr: float = 0.01
     """Learning rate of the tower's factors; positive."""
+    lr_ratio: float = 1.0
+    """The rate of a factor that starts at zero over that of the one that starts at random, which
+    is divided by it; positive. Source: Hayou et al., "LoRA+", ICML 2024, section 4."""
+    row_dropout: float = 0.0
+    """Share of the numbers of the row factors (`rows`, `basis`) that a step drops; 0 <= p < 1."""
     l2: float = 0.0
-    """Weight of the squared change of the vectors used, against the base; 0 or more."""
+    """Weight of the squared change of the vectors used, against the parent; 0 or more."""
+    shrinkage: float = 0.0
+    """How many rows of data the parent counts for: adds shrinkage / n_s to `l2` in a segment of
+    n_s rows, so that the fewer rows it has the nearer it stays to its parent; 0 or more."""
     step_rows: int = 8192
     """Rows in a step at the most, all segments together, but at least one segment's `batch_rows`:
     memory follows it, results do not."""
@@ -74,11 +84,14 @@ class TrainingConfig:
         for name in ("epochs", "patience", "batch_rows", "num_negatives", "step_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("rows_lr", "bias_lr", "tower_lr"):
+        for name in ("rows_lr", "bias_lr", "tower_lr", "lr_ratio"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)}")
-        if not 0 <= self.l2 < float("inf"):
-            raise ValueError(f"l2 must be 0 or more, got {self.l2}")
+        for name in ("l2", "shrinkage"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.row_dropout < 1:
+            raise ValueError(f"row_dropout must be at least 0 and below 1, got {self.row_dropout}")
 
 
 @dataclass(frozen=True)
@@ -119,17 +132,15 @@ def train(
         progress: told (epochs done, epochs at most) after every epoch.
 
     Raises:
-        ValueError: the log is not on the bank's id maps or segments, or the bank has no delta.
+        ValueError: the log is not on the bank's id maps or segments, the bank has no delta, or
+            no row factor to drop from.
         TrainingError: a loss or a trained number is not finite.
     """
     _check_log(bank, log)
     seeds_S = segment_seeds(seed, log)
+    _check_deltas(bank, config)
     groups = _parameter_groups(bank, config)
-    if not groups:
-        raise ValueError(
-            "the bank has no delta to train: every kind of its config is `none`, or the base has "
-            "no tower"
-        )
+    penalty_S = torch.from_numpy(config.l2 + config.shrinkage / np.maximum(np.diff(log.offsets), 1))
     optimizer = RowwiseAdagrad(groups, lr=config.rows_lr)
     keeper = EarlyStopping(bank, log, config.patience)
     if judge is not None:
@@ -143,8 +154,10 @@ def train(
         losses = _SegmentMeans(log.num_segments)
         for batch in _batches(log, active, config, seeds_S, epoch):
             optimizer.zero_grad(set_to_none=True)
-            loss_G, penalty_G = _losses(bank, batch, config)
-            torch.autograd.backward((loss_G + config.l2 * penalty_G).sum())
+            dropout = RowDropout(config.row_dropout, batch.streams_G)
+            loss_G, change_G = _losses(bank, batch, config, dropout if config.row_dropout else None)
+            penalty_G = penalty_S[batch.segments_G].float() * change_G
+            torch.autograd.backward((loss_G + penalty_G).sum())
             optimizer.step()
             steps += 1
             losses.add(batch, loss_G.detach())
@@ -161,14 +174,16 @@ def train(
     return Training(keeper.curves(), keeper.best_epochs(), steps)
 
 
-def _losses(bank: AdapterBank, batch: Batch, config: TrainingConfig) -> tuple[Tensor, Tensor]:
+def _losses(
+    bank: AdapterBank, batch: Batch, config: TrainingConfig, dropout: RowDropout | None = None
+) -> tuple[Tensor, Tensor]:
     """Per segment: the mean over its rows of weight times loss, and the mean squared change of the
     vectors used.
     """
     segments_G, weight_GB = batch.segments_G, batch.weight_GB
-    u_GBD, du_GBD = bank.users(batch.user_GB, segments_G)
-    p_GBD, dp_GBD = bank.items(batch.item_GB, segments_G)
-    n_GJD, dn_GJD = bank.items(batch.negative_GJ, segments_G)
+    u_GBD, du_GBD = bank.users(batch.user_GB, segments_G, dropout)
+    p_GBD, dp_GBD = bank.items(batch.item_GB, segments_G, dropout)
+    n_GJD, dn_GJD = bank.items(batch.negative_GJ, segments_G, dropout)
     positive_GB = (u_GBD * p_GBD).sum(-1) + bank.biases(batch.item_GB, segments_G)
     negative_GBJ = u_GBD @ n_GJD.transpose(1, 2)
     negative_GBJ = negative_GBJ + bank.biases(batch.negative_GJ, segments_G).unsqueeze(1)
@@ -241,10 +256,27 @@ def _parameter_groups(bank: AdapterBank, config: TrainingConfig) -> list[dict[st
         "item_table": config.rows_lr,
         "item_bias": config.bias_lr,
     }
-    return [
-        {"params": list(delta.parameters()), "lr": rates.get(name, config.tower_lr)}
-        for name, delta in bank.deltas()
-    ]
+    groups: list[dict[str, object]] = []
+    for name, delta in bank.deltas():
+        lr = rates.get(name, config.tower_lr)
+        for parameter, numbers in delta.named_parameters():
+            ratio = config.lr_ratio if parameter in delta.random_start else 1.0
+            groups.append({"params": [numbers], "lr": lr / ratio})
+    return groups
+
+
+def _check_deltas(bank: AdapterBank, config: TrainingConfig) -> None:
+    deltas = [delta for _, delta in bank.deltas()]
+    if not deltas:
+        raise ValueError(
+            "the bank has no delta to train: every kind of its config is `none`, or the base has "
+            "no tower"
+        )
+    if config.row_dropout and not any(delta.kind in ("rows", "basis") for delta in deltas):
+        raise ValueError(
+            f"row_dropout is {config.row_dropout}, but no delta has a row factor to drop from: "
+            f"take the kind `rows` or `basis`, or row_dropout = 0"
+        )
 
 
 def _check_log(bank: AdapterBank, log: Interactions) -> None:

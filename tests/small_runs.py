@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from reclora.adapters import AdapterConfig
+from reclora.configs import AdapterConfig
 from reclora.datasets.planted import PlantedConfig, plant
 from reclora.evaluation import EvaluationConfig
 from reclora.files import make_folder, write_parquet, write_text

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
-from reclora.adapters import FULL, AdapterConfig
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
+from reclora.configs import FULL, AdapterConfig
 from reclora.interactions import IdMap, Interactions
 from reclora.tower import Tower
 
@@ -19,11 +19,40 @@ KINDS = {
     "bias": AdapterConfig(user_table="none", item_table="none", tower="none"),
     "items": AdapterConfig(user_table="none", item_bias="none", tower="none", rank=2),
     "tower": AdapterConfig(user_table="none", item_table="none", item_bias="none", rank=5),
+    "map": AdapterConfig(user_table="map", item_table="map", tower="none", rank=2, alpha=1.0),
+    "basis": AdapterConfig(user_table="basis", item_table="basis", item_bias="none", tower="none"),
+    "ladder": AdapterConfig(
+        user_table="scale + map + basis",
+        item_table="scale + rows",
+        rank=2,
+        alpha=1.5,
+        rank_stabilised=True,
+        init="orthogonal",
+    ),
+    "magnitude": AdapterConfig(
+        user_table="map + rows", item_bias="none", tower="none", rank=3, magnitude=True
+    ),
 }
 """Configs that between them use every kind of delta alone and together."""
 
 SIZES = {"market 0": 150, "日本": 60, "no rows": 0, "../up": 25, "one row": 1}
 """Rows of each segment: large, small, none and one."""
+
+MIXED = {
+    "market 0": KINDS["rows"],
+    "日本": KINDS["ladder"],
+    "no rows": KINDS["tower"],
+    "../up": AdapterConfig(item_bias="none", rank=2, rank_stabilised=True),
+    "one row": FULL,
+}
+"""One config for each segment of `SIZES`: other kinds, ranks and scalings side by side."""
+
+ALL_KINDS = (*KINDS, "mixed")
+
+
+def configs_of(kind: str, segments: Sequence[str]) -> list[AdapterConfig]:
+    """The config of each segment: one of `KINDS`, or its own of `MIXED`."""
+    return [MIXED[name] if kind == "mixed" else KINDS[kind] for name in segments]
 
 
 def make_tower(dim: int, hidden: tuple[int, ...], seed: int = 0) -> Tower:
@@ -87,7 +116,9 @@ def fill(bank: AdapterBank, seed: int = 1) -> AdapterBank:
 
 def make_bank(kind: str, base: BaseModel, seed: int = 0) -> AdapterBank:
     """A bank of random numbers over `make_log(base)`."""
-    return fill(AdapterBank.for_log(base, make_log(base), KINDS[kind], seed), seed + 1)
+    log = make_log(base)
+    configs = configs_of(kind, log.segment_names)
+    return fill(AdapterBank.for_log(base, log, configs, seed), seed + 1)
 
 
 def numbers(bank: AdapterBank, segment: str) -> dict[str, bytes]:

@@ -9,15 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reclora.adapters import (
-    Adapter,
-    AdapterConfig,
-    AdapterError,
-    bank_rows,
-    check_base,
-    id_tensors,
-    new_ids,
-)
+from reclora.adapters import Adapter, bank_rows, check_base, id_tensors, new_ids
+from reclora.configs import AdapterConfig, AdapterError
 from reclora.interactions import IdMap
 from tests.small_worlds import make_bank, make_base
 

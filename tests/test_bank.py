@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reclora.adapters import Adapter, AdapterConfig, AdapterError
+from reclora.adapters import Adapter
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
+from reclora.configs import AdapterConfig, AdapterError
 from reclora.interactions import IdMap, Interactions
 from tests import reference
 from tests.small_worlds import KINDS, SIZES, fill, make_bank, make_base, make_log, numbers
@@ -31,24 +32,26 @@ def plain_scores(adapter: Adapter, base: BaseModel) -> Tensor:
     def table(name: str, rows: list[int], whole: Tensor) -> list[list[float]]:
         adapted: list[list[float]] = whole.tolist()
         for place, row in enumerate(rows):
-            if f"{name}.a" in tensors:
-                a, b = tensors[f"{name}.a"][place].tolist(), tensors[f"{name}.b"].tolist()
+            if f"{name}.rows.a" in tensors:
+                a, b = tensors[f"{name}.rows.a"][place].tolist(), tensors[f"{name}.rows.b"].tolist()
                 adapted[row] = reference.low_rank_row(adapted[row], a, b, scaling)
-            if f"{name}.d" in tensors:
-                change = tensors[f"{name}.d"][place].tolist()
+            kind = "bias" if name == "item_bias" else "full"
+            if f"{name}.{kind}.d" in tensors:
+                change = tensors[f"{name}.{kind}.d"][place].tolist()
                 adapted[row] = [x + y for x, y in zip(adapted[row], change, strict=True)]
         return adapted
 
     def layer(number: int, weight: Tensor, bias: Tensor) -> tuple[list[list[float]], list[float]]:
         name = f"tower.{number}"
         adapted, shift = weight.tolist(), bias.tolist()
-        if f"{name}.weight.b" in tensors:
-            b, a = tensors[f"{name}.weight.b"].tolist(), tensors[f"{name}.weight.a"].tolist()
+        if f"{name}.weight.low_rank.b" in tensors:
+            b = tensors[f"{name}.weight.low_rank.b"].tolist()
+            a = tensors[f"{name}.weight.low_rank.a"].tolist()
             adapted = reference.low_rank_weight(adapted, b, a, scaling)
-        if f"{name}.weight.d" in tensors:
-            adapted = (weight + tensors[f"{name}.weight.d"]).tolist()
-        if f"{name}.bias.d" in tensors:
-            shift = (bias + tensors[f"{name}.bias.d"].squeeze(1)).tolist()
+        if f"{name}.weight.full.d" in tensors:
+            adapted = (weight + tensors[f"{name}.weight.full.d"]).tolist()
+        if f"{name}.bias.full.d" in tensors:
+            shift = (bias + tensors[f"{name}.bias.full.d"].squeeze(1)).tolist()
         return adapted, shift
 
     user_rows, item_rows = (tensors[f"{side}.rows"].tolist() for side in ("users", "items"))
@@ -115,9 +118,14 @@ def test_one_meaning_a_merged_layer_is_the_unmerged_one() -> None:
     for code, name in enumerate(SIZES):
         tensors = bank.adapter(name).tensors
         for number, (weight, _) in enumerate(bank.layers(torch.tensor([code]))):
-            a, b = tensors[f"tower.{number}.weight.a"], tensors[f"tower.{number}.weight.b"]
+            a, b = (
+                tensors[f"tower.{number}.weight.low_rank.a"],
+                tensors[f"tower.{number}.weight.low_rank.b"],
+            )
             x = torch.randn(3, weight.shape[2], generator=torch.Generator().manual_seed(number))
-            unmerged = x @ BASE.tower.weights[number].T + bank.config.scaling * (x @ a.T) @ b.T
+            unmerged = (
+                x @ BASE.tower.weights[number].T + bank.configs[code].scaling * (x @ a.T) @ b.T
+            )
             torch.testing.assert_close(x @ weight[0].T, unmerged, atol=1e-5, rtol=1e-4)
 
 
@@ -206,7 +214,7 @@ def test_a_bank_holds_what_the_segments_touch_and_no_more() -> None:
         for rows in (log.only(name).user_rows, log.only(name).item_rows)
     )
     items = len(bank.touched_items)
-    padding = 2 + 2 + 1
+    padding = 2 * (2 + 8) + 1
     expected = 2 * touched + items + padding + 2 * 100 * 2 * 8
     assert sum(p.numel() for p in bank.parameters()) == expected
 
@@ -243,8 +251,8 @@ def test_a_segment_without_rows_scores_as_the_base() -> None:
 def test_a_rank_above_a_towers_side_is_cut_to_it() -> None:
     bank = make_bank("tower", BASE)
     tensors = bank.adapter("日本").tensors
-    assert tensors["tower.0.weight.b"].shape == (12, 5)
-    assert tensors["tower.1.weight.b"].shape == (1, 1)
+    assert tensors["tower.0.weight.low_rank.b"].shape == (12, 5)
+    assert tensors["tower.1.weight.low_rank.b"].shape == (1, 1)
 
 
 def test_a_base_without_a_tower_has_no_tower_deltas() -> None:
@@ -259,9 +267,9 @@ def test_segments_start_apart_and_by_seed() -> None:
     banks = [AdapterBank.for_log(BASE, log, KINDS["rows"], seed) for seed in (0, 0, 1)]
     first, same, other = (numbers(bank, "日本") for bank in banks)
     assert first == same
-    assert first["item_table.b"] != other["item_table.b"]
-    assert first["item_table.b"] != first["user_table.b"]
-    assert first["item_table.b"] != numbers(banks[0], "../up")["item_table.b"]
+    assert first["item_table.rows.b"] != other["item_table.rows.b"]
+    assert first["item_table.rows.b"] != first["user_table.rows.b"]
+    assert first["item_table.rows.b"] != numbers(banks[0], "../up")["item_table.rows.b"]
     alone = AdapterBank.for_log(BASE, log.only("日本"), KINDS["rows"])
     assert numbers(alone, "日本") == first
 
@@ -272,7 +280,7 @@ def test_what_does_not_fit_is_refused() -> None:
     for names, users, given_config, message in (
         ([], [], config, "at least one segment"),
         (["a", "a"], rows * 2, config, "distinct"),
-        (["a", "b"], rows, config, "each of 2 segments needs .* got 1 and 1 lists"),
+        (["a", "b"], rows, config, "each of 2 segments needs .* got 1, 1 and 2 of"),
         (["a"], rows, AdapterConfig(rank=9), "rank 9 is above the tables' embedding_dim 8"),
     ):
         with pytest.raises(AdapterError, match=message):
@@ -293,18 +301,17 @@ def test_adapters_that_do_not_fit_are_refused() -> None:
         AdapterBank.of(BASE, [])
     with pytest.raises(AdapterError, match="was trained on base"):
         AdapterBank.of(make_base(seed=1), [japan])
-    with pytest.raises(AdapterError, match="of one config; '../up'"):
-        AdapterBank.of(BASE, [japan, replace(up, config=AdapterConfig(rank=4))])
-    for name, tensor in (("item_table.a", torch.zeros(1, 3)), ("user_table.b", torch.zeros(8))):
+    for name, tensor in (
+        ("item_table.rows.a", torch.zeros(1, 3)),
+        ("user_table.rows.b", torch.zeros(8)),
+    ):
         damaged = replace(up, tensors={**up.tensors, name: tensor})
         with pytest.raises(AdapterError, match=rf"'../up' needs {name} of shape"):
             AdapterBank.of(BASE, [japan, damaged])
-    missing = {name: tensor for name, tensor in up.tensors.items() if name != "item_bias.d"}
+    missing = {name: tensor for name, tensor in up.tensors.items() if name != "item_bias.bias.d"}
     with pytest.raises(AdapterError, match="got none"):
         AdapterBank.of(BASE, [replace(up, tensors=missing)])
 
 
 def test_repr_tells_the_size() -> None:
-    assert "5 segments" in repr(make_bank("rows", BASE)) and "rank 3" in repr(
-        make_bank("rows", BASE)
-    )
+    assert "5 segments, 1,485 numbers, of BaseModel" in repr(make_bank("rows", BASE))

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reclora.adapters import AdapterConfig
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
 from reclora.comparison import means
+from reclora.configs import AdapterConfig
 from reclora.evaluation import EvaluationConfig, RankingJudge, evaluate, hold_out
 from reclora.interactions import IdMap, Interactions
 from reclora.ranking import Scorer

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reclora.adapters import AdapterConfig
 from reclora.bank import AdapterBank
 from reclora.comparison import compare
+from reclora.configs import AdapterConfig
 from reclora.files import read_parquet
 from reclora.pipelines.contenders import SUBJECT, Contender, Trained
 from reclora.pipelines.reporting import BASE, lifts, segment_states

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from reclora.adapters import AdapterConfig, AdapterError
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
+from reclora.configs import AdapterConfig, AdapterError
 from reclora.files import read_parquet, write_parquet
 from reclora.interactions import Interactions
 from reclora.pipelines import retrain as pipeline

@@ -12,9 +12,9 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = ROOT / "tests"
 
 FLOORS = (
-    ("files", "environment", "interactions", "deltas", "losses", "metrics", "optim"),
+    ("files", "environment", "counted", "interactions", "deltas", "losses", "metrics", "optim"),
     ("tables", "tower", "scoring", "base", "batches", "splits", "popularity"),
-    ("adapters", "bank"),
+    ("configs", "adapters", "stacks", "bank"),
     ("training", "early_stopping", "ranking", "store", "interchange"),
     ("evaluation", "comparison"),
     ("report",),

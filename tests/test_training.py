@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reclora.adapters import FULL, AdapterConfig
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
 from reclora.batches import segment_seeds, stratified_batches
+from reclora.configs import FULL, AdapterConfig
 from reclora.datasets.planted import PlantedConfig, PlantedWorld, plant
 from reclora.evaluation import EvaluationConfig, evaluate, hold_out
 from reclora.interactions import IdMap, Interactions
@@ -224,7 +224,7 @@ def check_recovery(config: PlantedConfig, training: TrainingConfig, degrees: flo
     for name in world.shifted_segments:
         error = lift[name].std() / len(lift[name]) ** 0.5
         assert lift[name].mean() > 0.1 and lift[name].mean() > 5 * error, name
-        found = bank.adapter(name).tensors["item_table.b"]
+        found = bank.adapter(name).tensors["item_table.rows.b"]
         planted_rows = torch.from_numpy(world.segment_shift(name)[1])
         assert largest_angle(found, planted_rows) < degrees, name
     for name in world.unshifted_segments:
@@ -375,9 +375,9 @@ def test_l2_keeps_vectors_near_the_base() -> None:
 def test_learning_rates_are_each_their_own() -> None:
     slow = {"rows_lr": 1e-9, "bias_lr": 1e-9, "tower_lr": 1e-9}
     moved = {
-        "rows_lr": ("user_table.a", "item_table.a"),
-        "bias_lr": ("item_bias.d",),
-        "tower_lr": ("tower.0.weight.b", "tower.1.weight.b"),
+        "rows_lr": ("user_table.rows.a", "item_table.rows.a"),
+        "bias_lr": ("item_bias.bias.d",),
+        "tower_lr": ("tower.0.weight.low_rank.b", "tower.1.weight.low_rank.b"),
     }
     for rate, names in moved.items():
         bank, _ = trained("rows", validation=None, config=replace(SHORT, **slow | {rate: 0.1}))

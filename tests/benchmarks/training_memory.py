@@ -26,9 +26,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from reclora.adapters import AdapterConfig
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
+from reclora.configs import AdapterConfig
 from reclora.datasets.planted import PlantedConfig, plant
 from reclora.interactions import IdMap, Interactions
 from reclora.training import HeldOutLoss, TrainingConfig, train

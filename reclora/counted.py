@@ -1,0 +1,34 @@
+"""This file is how random numbers are drawn: by counting, as a function of names and positions.
+
+There is no random state: what a segment draws depends on its own seed alone, not on who trains
+beside it, and a later run draws the same again on any machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+U64 = NDArray[np.uint64]
+
+
+def segment_seed(seed: int, segment: str) -> int:
+    """63 bits from the run's seed and the segment's name, the same whatever other segments there
+    are.
+    """
+    digest = hashlib.blake2b(f"{seed}\0{segment}".encode("utf-8", "surrogatepass"), digest_size=8)
+    return int.from_bytes(digest.digest(), "little") >> 1
+
+
+def mix(counters: U64) -> U64:
+    """SplitMix64's finaliser: counters to independent-looking 64-bit numbers.
+
+    Source: Steele et al., "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014, section 3
+    (variant 13 of Stafford).
+    """
+    z = counters + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
