@@ -1,5 +1,11 @@
 """The trained models of a run: each with its own learning rates, chosen on validation.
 
+    pooled full fine-tune               base + everything free, all segments as one
+    pooled adapter                      base + low rank, all segments as one
+    per-segment adapters, no parent     base + low rank, each segment alone
+    per-segment adapters                base + pooled adapter + each segment's own, by how much data
+                                        it has: what is published
+
 An untuned baseline flatters what is compared with it, so adapters and the full fine-tune go through
 the same search over the same grid, and the first seed decides.
 """
@@ -12,14 +18,16 @@ from functools import cached_property
 from itertools import product
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 
+from reclora.adapters import Adapter
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
-from reclora.comparison import means
 from reclora.configs import FULL, AdapterConfig
 from reclora.evaluation import EvaluationConfig, HeldOut, RankingJudge, evaluate
 from reclora.interactions import Interactions
+from reclora.ladder import PARENT, choose_rungs, rungs
 from reclora.ranking import Scorer
 from reclora.training import Training, TrainingConfig, train
 
@@ -33,9 +41,12 @@ class Contender:
     """One way of training on the adapt window."""
 
     model: str
-    config: AdapterConfig
+    config: AdapterConfig | tuple[AdapterConfig, ...]
+    """Of all segments, or of each."""
     is_pooled: bool
     """Trained on all segments as one, and the same for all of them."""
+    has_parent: bool = False
+    """Trained on top of the pooled adapter."""
 
 
 @dataclass(frozen=True)
@@ -53,27 +64,43 @@ class Trained:
         scorer = self.bank.scorer(self.bank.segment_names[0])
         return lambda segment: scorer
 
+    @property
+    def parent(self) -> Adapter | None:
+        """What its segments' adapters stand on."""
+        return self.bank.parent_adapter
 
-SUBJECT = "per-segment adapters"
+    @property
+    def helped(self) -> list[str]:
+        """The segments whose own adapter was better on validation than what it stands on."""
+        return [name for name, epoch in self.training.best_epoch.items() if epoch > 0]
+
+
+SUBJECT, ALONE = "per-segment adapters", "per-segment adapters, no parent"
+POOLED = "pooled adapter"
 
 
 def contenders(settings: RunSettings) -> tuple[Contender, ...]:
-    """The models that a run trains."""
-    return (
+    """The models that a run trains; the pooled adapter before what stands on it."""
+    pooled = (
         Contender("pooled full fine-tune", FULL, is_pooled=True),
-        Contender("pooled adapter", settings.adapter, is_pooled=True),
-        Contender(SUBJECT, settings.adapter, is_pooled=False),
+        Contender(POOLED, settings.adapter, is_pooled=True),
     )
+    own = Contender(SUBJECT, settings.adapter, is_pooled=False)
+    if settings.parent == "none":
+        return (*pooled, own)
+    return (*pooled, replace(own, model=ALONE), replace(own, has_parent=True))
+
+
+SEARCHED = ("rows_lr", "bias_lr", "l2", "shrinkage")
+"""What of the training a search chooses."""
 
 
 def grid(training: TrainingConfig, search: Search) -> list[TrainingConfig]:
     """Every setting that the search tries."""
     return [
-        replace(training, rows_lr=rows_lr, bias_lr=bias_lr, l2=l2)
-        for rows_lr, bias_lr, l2 in product(
-            search.rows_lr or (training.rows_lr,),
-            search.bias_lr or (training.bias_lr,),
-            search.l2 or (training.l2,),
+        replace(training, **dict(zip(SEARCHED, values, strict=True)))
+        for values in product(
+            *(getattr(search, name) or (getattr(training, name),) for name in SEARCHED)
         )
     ]
 
@@ -91,6 +118,8 @@ class Ground:
     evaluation: EvaluationConfig
     users: Literal["all", "even", "odd"] = "all"
     """Validation users that count: all, or those of even or of odd rows, if there are any."""
+    parent: Adapter | None = None
+    """The pooled adapter, for the contenders that stand on it."""
 
     @cached_property
     def pooled(self) -> Ground:
@@ -119,40 +148,95 @@ def train_contender(
     """Train one contender with one setting and seed; each segment keeps its best epoch."""
     if contender.is_pooled:
         ground = ground.pooled
-    bank = AdapterBank.for_log(ground.base, ground.log, contender.config, seed)
+    parent = ground.parent if contender.has_parent else None
+    bank = AdapterBank.for_log(ground.base, ground.log, contender.config, seed, parent)
     judge = RankingJudge(ground.held_out)
     return Trained(contender, bank, train(bank, ground.log, config, judge=judge, seed=seed))
 
 
-def choose(
-    contender: Contender, ground: Ground, settings: RunSettings, progress: Step
-) -> tuple[TrainingConfig, pd.DataFrame]:
-    """The setting with the best headline metric on validation, of the first seed.
+@dataclass(frozen=True)
+class Choice:
+    """What validation chose for a contender."""
+
+    contender: Contender
+    """With the kinds of each segment, where they were to be picked."""
+    config: TrainingConfig
+    tried: pd.DataFrame
+    """model, what is searched, value, chosen: one row a setting."""
+    stopped: Trained
+    """The contender as trained with the choice, its epochs chosen by the half of the users that did
+    not compare: what a contender that stands on it compares its own settings on."""
+    rungs: pd.DataFrame | None = None
+    """What the kinds were picked by; see `reclora.ladder.choose_rungs`."""
+
+
+def choose(contender: Contender, ground: Ground, settings: RunSettings, progress: Step) -> Choice:
+    """The setting with the best headline metric on validation, of the first seed, and the kinds.
 
     The epochs are chosen by one half of the validation users and the settings compared by the
     other: a maximum over epochs flatters whatever is noisiest, high rates and small segments above
-    all, and would choose them. Of equal settings the first in the grid is chosen.
+    all, and would choose them. Of equal settings the first in the grid is chosen. With that setting
+    the rungs of the ladder are then compared for each size of segment.
 
-    Returns:
-        The setting; and model, rows_lr, bias_lr, l2, value, chosen: one row a setting.
+    Args:
+        ground: with the parent as its own choice left it (`Choice.stopped`).
     """
     stopping, comparing = replace(ground, users="even"), replace(ground, users="odd")
     tried: list[tuple[TrainingConfig, float]] = []
+    chosen, stopped, best = settings.training, None, -np.inf
     configs = grid(settings.training, settings.search)
+    ladder = rungs(settings.adapter) if contender.has_parent and settings.kinds == "auto" else {}
+    steps = len(configs) + len(ladder)
     for config in configs:
         trained = train_contender(contender, stopping, config, settings.seeds[0])
         value = headline(comparing.held_out, trained.scorer_of(), contender.model)
         tried.append((config, value))
-        progress(len(tried), len(configs))
-    chosen = max(tried, key=lambda one: one[1])[0]
-    rows = [(contender.model, c.rows_lr, c.bias_lr, c.l2, value, c == chosen) for c, value in tried]
-    columns = ["model", "rows_lr", "bias_lr", "l2", "value", "chosen"]
-    return chosen, pd.DataFrame(rows, columns=columns)
+        if value > best or stopped is None:
+            chosen, stopped, best = config, trained, value
+        progress(len(tried), steps)
+    assert stopped is not None, "a grid has at least one setting"
+    rows = [
+        {"model": contender.model}
+        | {name: getattr(config, name) for name in SEARCHED}
+        | {"value": value, "chosen": config == chosen}
+        for config, value in tried
+    ]
+    choice = Choice(contender, chosen, pd.DataFrame(rows), stopped)
+    if not ladder:
+        return choice
+    values = {}
+    for done, (rung, kinds) in enumerate(ladder.items(), len(configs) + 1):
+        on_rung = _on_rung(rung, kinds, choice, stopping, settings.seeds[0])
+        values[rung] = headline_values(comparing.held_out, on_rung, contender.model)
+        progress(done, steps)
+    names = ground.log.segment_names
+    sizes = dict(zip(names, np.diff(ground.log.offsets).tolist(), strict=True))
+    picked, compared = choose_rungs(values, sizes)
+    own = tuple(ladder[picked[name]] for name in names)
+    return replace(choice, contender=replace(contender, config=own), rungs=compared)
+
+
+def _on_rung(
+    rung: str, kinds: AdapterConfig, choice: Choice, stopping: Ground, seed: int
+) -> Callable[[str], Scorer]:
+    """The scorers of the segments with the adapters of one rung."""
+    if rung == PARENT:
+        return AdapterBank.for_log(stopping.base, stopping.log, kinds, seed, stopping.parent).scorer
+    if kinds == choice.contender.config:
+        return choice.stopped.scorer_of()
+    contender = replace(choice.contender, config=kinds)
+    return train_contender(contender, stopping, choice.config, seed).scorer_of()
 
 
 def headline(held_out: HeldOut, scorer_of: Callable[[str], Scorer], model: str) -> float:
     """The first metric at the first k, over all users."""
-    table = means(evaluate(held_out, scorer_of, model=model, run="", seed=0))
+    return float(headline_values(held_out, scorer_of, model)["value"].mean())
+
+
+def headline_values(
+    held_out: HeldOut, scorer_of: Callable[[str], Scorer], model: str
+) -> pd.DataFrame:
+    """The rows of the results table of the first metric at the first k."""
     config = held_out.config
-    chosen = (table["scope"] == "all") & (table["metric"] == config.metrics[0])
-    return float(table.loc[chosen & (table["k"] == config.ks[0]), "mean"].iloc[0])
+    only = replace(held_out, config=replace(config, metrics=config.metrics[:1], ks=config.ks[:1]))
+    return evaluate(only, scorer_of, model=model, run="", seed=0)

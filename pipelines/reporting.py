@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 
 from reclora.comparison import compare, means
+from reclora.configs import AdapterConfig
 from reclora.evaluation import HeldOut
 from reclora.interactions import Interactions
 from reclora.metrics import DEFINITIONS
 from reclora.report import Report, write_report
 from reclora.splits import Windows
 
-from .contenders import SUBJECT, Trained
+from .contenders import POOLED, SEARCHED, SUBJECT, Choice, Trained
 from .run import RunFolder, RunSettings, Search, versions
 from .settings import resolved
 
@@ -30,8 +31,8 @@ class Measured:
     run: str
     results: pd.DataFrame
     """The long results table, on test."""
-    searches: pd.DataFrame
-    """model, rows_lr, bias_lr, l2, value (on validation), chosen."""
+    choices: Sequence[Choice]
+    """What validation chose for each contender."""
     trained: Sequence[Trained]
     """Each contender as the first seed trained it."""
     held_out: HeldOut
@@ -41,6 +42,22 @@ class Measured:
     def measure(self) -> str:
         """The headline, such as `ndcg@10`."""
         return f"{self.held_out.config.metrics[0]}@{self.held_out.config.ks[0]}"
+
+    @property
+    def searches(self) -> pd.DataFrame:
+        """model, what is searched, value (on validation), chosen."""
+        return pd.concat([choice.tried for choice in self.choices], ignore_index=True)
+
+    @property
+    def rungs(self) -> pd.DataFrame | None:
+        """What the kinds of the subject were picked by; None where they were given."""
+        return self.choices[-1].rungs
+
+    @property
+    def parent_helped(self) -> bool:
+        """Whether there is a parent that was better than the base on validation."""
+        pooled = next(t for t in self.trained if t.contender.model == POOLED)
+        return self.subject.parent is not None and bool(pooled.helped)
 
     @property
     def subject(self) -> Trained:
@@ -63,9 +80,10 @@ def lifts(results: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def segment_states(windows: Windows, subject: Trained) -> pd.DataFrame:
+def segment_states(windows: Windows, subject: Trained, parent_helped: bool) -> pd.DataFrame:
     """One row a segment: rows and users it trained on, what it stores, how it came out."""
     rows = []
+    otherwise = "served by the pooled adapter" if parent_helped else "nothing published"
     for code, name in enumerate(windows.train.segment_names):
         train, validation, test = (
             _count(getattr(windows, w), code) for w in ("train", "validation", "test")
@@ -78,9 +96,10 @@ def segment_states(windows: Windows, subject: Trained) -> pd.DataFrame:
                 "train users": train[1],
                 "validation rows": validation[0],
                 "test rows": test[0],
+                "deltas": describe(subject.bank.configs[code]),
                 "numbers": subject.bank.adapter(name).num_numbers if epoch else 0,
                 "best epoch": epoch,
-                "state": _state(epoch, train[0], validation[0]),
+                "state": _state(epoch, train[0], validation[0], otherwise),
             }
         )
     return pd.DataFrame(rows)
@@ -91,14 +110,26 @@ def _count(log: Interactions, code: int) -> tuple[int, int]:
     return rows.stop - rows.start, len(np.unique(log.user_rows[rows]))
 
 
-def _state(best_epoch: int, train_rows: int, validation_rows: int) -> str:
+def describe(config: AdapterConfig) -> str:
+    """The kinds of a config in a few words: `bias, map of users and items`."""
+    kinds = ["bias"] if config.item_bias == "bias" else []
+    if config.user_table == config.item_table != "none":
+        kinds.append(f"{config.user_table} of users and items")
+    else:
+        for side, kind in (("users", config.user_table), ("items", config.item_table)):
+            kinds += [f"{kind} of {side}"] if kind != "none" else []
+    kinds += [f"{config.tower} of the tower"] if config.tower != "none" else []
+    return ", ".join(kinds) or "none"
+
+
+def _state(best_epoch: int, train_rows: int, validation_rows: int, otherwise: str) -> str:
     if best_epoch:
         return "adapter published"
     if not train_rows:
-        return "nothing published: no interactions in the train window"
+        return f"{otherwise}: no interactions in the train window"
     if not validation_rows:
-        return "nothing published: no interactions to validate on"
-    return "nothing published: no epoch was better on validation"
+        return f"{otherwise}: no interactions to validate on"
+    return f"{otherwise}: no epoch was better on validation"
 
 
 def write_run_report(
@@ -128,7 +159,7 @@ def write_run_report(
             k=evaluation.ks[0],
             means=means(measured.results),
             lifts=compared,
-            segments=segment_states(windows, measured.subject),
+            segments=segment_states(windows, measured.subject, measured.parent_helped),
             curves=_curves(measured.trained),
             split=whole.summary(),
             data_quality=quality,
@@ -156,7 +187,7 @@ def _curves(trained: Sequence[Trained]) -> pd.DataFrame:
 
 def _chosen(searches: pd.DataFrame) -> dict[str, dict[str, float]]:
     chosen = searches[searches["chosen"]]
-    columns = ["rows_lr", "bias_lr", "l2", "value"]
+    columns = [*SEARCHED, "value"]
     return {str(row["model"]): {c: row[c] for c in columns} for _, row in chosen.iterrows()}
 
 
@@ -168,6 +199,7 @@ def _notes(settings: RunSettings, measured: Measured) -> list[str]:
         _published(settings, measured),
         "Rates of tables and bias of every trained model were chosen on validation from one grid; "
         "test chose nothing.",
+        *_kinds(measured),
         "Recent popularity counts the adapt window; all-time popularity everything before test.",
         "Curves show the headline metric on validation, of the first seed.",
     ]
@@ -182,8 +214,24 @@ def _notes(settings: RunSettings, measured: Measured) -> list[str]:
     return notes
 
 
+def _kinds(measured: Measured) -> list[str]:
+    """How the kinds of the segments' own adapters came about."""
+    if measured.rungs is None:
+        return []
+    chosen = measured.rungs[measured.rungs["chosen"]]
+    picked = "; ".join(
+        f"up to {row['rows']:,} rows: {row['rung']} ({row['segments']:,} segments)"
+        for _, row in chosen.iterrows()
+    )
+    return [
+        f"What a segment's own adapter has was picked by its size, on validation: {picked}. Of the "
+        "rungs whose users do no worse than the best one's by more than a standard error, the "
+        "lowest is taken: parent, bias, map, basis, top (all that [adapter] says)."
+    ]
+
+
 def _published(settings: RunSettings, measured: Measured) -> str:
-    """What the release itself scores, where a segment without an adapter is served by the base."""
+    """What the release itself scores."""
     results, (seed, *_) = measured.results, settings.seeds
     metric, k = settings.evaluation.metrics[0], settings.evaluation.ks[0]
     chosen = (results["metric"] == metric) & (results["k"] == k)
@@ -199,6 +247,6 @@ def _at_the_edge(search: Search, searches: pd.DataFrame) -> str:
     return "; ".join(
         f"{row['model']}: {rate} {row[rate]:g}"
         for _, row in chosen.iterrows()
-        for rate in ("rows_lr", "bias_lr", "l2")
+        for rate in SEARCHED
         if len(grid := getattr(search, rate)) > 1 and row[rate] in (min(grid), max(grid))
     )

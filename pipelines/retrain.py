@@ -1,13 +1,13 @@
 """The main job: train one adapter per segment in one pass, measure, report and publish.
 
-log -> windows -> base -> { pooled full fine-tune, pooled adapter, per-segment adapters }
+log -> windows -> base -> { pooled full fine-tune, pooled adapter -> per-segment adapters, ... }
     -> results table -> comparison -> report -> release in the store
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from reclora.splits import WINDOWS, Windows, split
 from reclora.store import AdapterStore, BaseMismatch, Release
 from reclora.training import train
 
-from .contenders import Ground, choose, contenders, train_contender
+from .contenders import POOLED, Ground, choose, contenders, train_contender
 from .prepare import prepare
 from .pretrain import check_earlier, hold_out_some, pretrain
 from .progress import step
@@ -40,7 +40,7 @@ class Outcome:
     folder: RunFolder
     store: Path
     release: int | None
-    """The release that was published; None where no adapter was better than the base."""
+    """The release that was published; None where nothing was better than the base."""
     was_there: bool
     """The same run had been completed before, and was reused."""
 
@@ -71,8 +71,10 @@ def retrain(settings: RunSettings) -> Outcome:
     release = publish(settings, measured)
     number = release.number if release else None
     folder.event("published", release=number)
-    searched = measured.searches.to_dict("records")
-    folder.complete({"release": number, "data_quality": quality, "search": searched})
+    facts = {"data_quality": quality, "search": measured.searches.to_dict("records")}
+    if measured.rungs is not None:
+        facts["kinds"] = measured.rungs.to_dict("records")
+    folder.complete({"release": number, **facts})
     return Outcome(folder, settings.store_folder, number, was_there=False)
 
 
@@ -100,7 +102,7 @@ def is_published(settings: RunSettings, folder: RunFolder) -> bool:
 
 
 def _reason(run: str) -> str:
-    return f"run {run}: better than the base on validation"
+    return f"run {run}: better on validation"
 
 
 def onto_base(
@@ -145,17 +147,23 @@ def measure(
     before_validation = windows.pretrain.joined(windows.train)
     before_test = before_validation.joined(windows.validation)
     ground = Ground(base, windows.train, windows.validation, before_validation, settings.evaluation)
+    choosing, training = ground, dict.fromkeys(settings.seeds, ground)
     test = hold_out_some("the test window", windows.test, before_test, settings.evaluation)
     _check_adapter(settings, base, windows.train)
-    results, searches, runs = untrained(base, windows.train, before_test, test, folder.id), [], []
+    results, choices, runs = untrained(base, windows.train, before_test, test, folder.id), [], []
     for contender in contenders(settings):
         with step(f"choosing rates: {contender.model}") as progress:
-            config, tried = choose(contender, ground, settings, progress)
-        searches.append(tried)
-        folder.event("chosen", model=contender.model, config=asdict(config))
+            choice = choose(contender, choosing, settings, progress)
+        choices.append(choice)
+        if contender.model == POOLED:
+            choosing = replace(choosing, parent=choice.stopped.bank.adapters()[0])
+        folder.event("chosen", model=contender.model, config=asdict(choice.config))
         with step(f"training and ranking: {contender.model}") as progress:
             for done, seed in enumerate(settings.seeds, 1):
-                trained = train_contender(contender, ground, config, seed)
+                trained = train_contender(choice.contender, training[seed], choice.config, seed)
+                if contender.model == POOLED:
+                    parent = trained.bank.adapters()[0]
+                    training[seed] = replace(training[seed], parent=parent)
                 if seed == settings.seeds[0]:
                     runs.append(trained)
                 results.append(
@@ -169,9 +177,7 @@ def measure(
                 )
                 progress(done, len(settings.seeds))
                 folder.event("trained", model=contender.model, seed=seed)
-    return Measured(
-        folder.id, pd.concat(results, ignore_index=True), pd.concat(searches), runs, test
-    )
+    return Measured(folder.id, pd.concat(results, ignore_index=True), choices, runs, test)
 
 
 def _check_adapter(settings: RunSettings, base: BaseModel, log: Interactions) -> None:
@@ -200,28 +206,36 @@ def untrained(
 
 
 def publish(settings: RunSettings, measured: Measured) -> Release | None:
-    """Publish the first seed's adapters of the segments that validation found better than the base.
+    """Publish the first seed's adapters of the segments that validation found better than their
+    parent; the other segments are served by the parent, if that was better than the base.
 
-    A segment whose best epoch is 0 has nothing to publish: what is current for it stays.
+    Without such a parent they have nothing to publish: what is current for them stays.
     """
     subject = measured.subject
-    segments = [name for name, epoch in subject.training.best_epoch.items() if epoch > 0]
-    if not segments:
+    segments = subject.helped
+    served = [s for s in subject.bank.segment_names if s not in set(segments)]
+    if not measured.parent_helped:
+        served = []
+    if not segments and not served:
         return None
     scores = subject.training.curves.groupby("segment")["score"]
     best, first = scores.max(), scores.first()
+    below = "base" if subject.parent is None else "parent"
     metrics = {
         name: {
             f"validation {measured.measure}": float(best[name]),
-            f"validation {measured.measure} of the base": float(first[name]),
+            f"validation {measured.measure} of the {below}": float(first[name]),
         }
-        for name in segments
+        for name in [*segments, *served]
+        if name in best
     }
     return AdapterStore(settings.store_folder).publish(
         [subject.bank.adapter(name) for name in segments],
         reason=_reason(measured.run),
         author=settings.author or None,
         metrics=metrics,
+        serves_parent=served,
+        parent=subject.parent,
     )
 
 

@@ -86,6 +86,7 @@ class Search:
     rows_lr: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
     bias_lr: tuple[float, ...] = (0.01, 0.05)
     l2: tuple[float, ...] = (0.05,)
+    shrinkage: tuple[float, ...] = (0.0,)
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,13 @@ class RunSettings:
     split: SplitConfig = SplitConfig()
     base: BaseSettings = BaseSettings()
     adapter: AdapterConfig = AdapterConfig()
+    """Of the pooled adapter, and the most that a segment's own adapter may have."""
+    parent: Literal["pooled", "none"] = "pooled"
+    """What a segment's adapter changes: the `pooled` adapter (trained on all segments, then
+    frozen), which also serves the segments whose own adapter does not help; or the base alone."""
+    kinds: Literal["auto", "given"] = "auto"
+    """Which deltas a segment's own adapter has: `auto` picks by how much data segments have, judged
+    on validation (see `reclora.ladder`); `given`: all that [adapter] says, for every segment."""
     training: TrainingConfig = TrainingConfig()
     search: Search = Search()
     unknown: Literal["drop", "grow"] = "drop"

@@ -54,7 +54,7 @@ def print_outcome(outcome: Outcome, following: str | None) -> None:
     if outcome.release is not None:
         print(f"release   {outcome.release} in {outcome.store}")
     else:
-        print("release   none: no segment was better than the base on validation")
+        print("release   none: nothing was better than the base on validation")
     if following:
         print(f"next      {following}")
 

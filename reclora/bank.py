@@ -35,6 +35,7 @@ from reclora.deltas import (
 )
 from reclora.interactions import Interactions
 from reclora.scoring import CatalogueScorer
+from reclora.stacks import AdapterStack
 from reclora.tables import Table
 from reclora.tower import Layer, Tower
 
@@ -57,7 +58,8 @@ class AdapterBank(nn.Module):
         config: the deltas, one for all segments or one for each: kinds and ranks may differ.
         seed: with a segment's name it fixes that segment's random factors.
         parent: an adapter of the same base, frozen here, that every segment changes further; code
-            -1, a segment that nobody knows, is served by it (without a parent by the base).
+            -1, a segment that nobody knows, is served by it (without a parent by the base). The
+            base is grown by the identifiers that it brings.
 
     A base without a tower has no tower deltas, whatever the config says.
 
@@ -192,10 +194,21 @@ class AdapterBank(nn.Module):
             rows_GBD = table.lookup(ids_GB)
         else:
             rows_GBD = self.parent._adapted(name, ids_GB, torch.zeros_like(segments_G))[0]
-        adapted_GBD = rows_GBD
-        for delta in getattr(self, name):
-            adapted_GBD = delta(adapted_GBD, ids_GB, segments_G, dropout)
+        adapted_GBD = self._changed(name, rows_GBD, ids_GB, segments_G, dropout)
         return adapted_GBD, adapted_GBD - rows_GBD
+
+    def _changed(
+        self,
+        name: str,
+        rows_GBD: Tensor,
+        ids_GB: Tensor,
+        segments_G: Tensor,
+        dropout: RowDropout | None = None,
+    ) -> Tensor:
+        """Rows of the parent, or of the base, as the segments' own deltas change them."""
+        for delta in getattr(self, name):
+            rows_GBD = delta(rows_GBD, ids_GB, segments_G, dropout)
+        return rows_GBD
 
     def layers(self, segments_G: Tensor) -> list[Layer]:
         """Adapted tower layers of each segment; empty without a tower."""
@@ -266,17 +279,16 @@ class AdapterBank(nn.Module):
 
     def _whole(self, name: str, code: int) -> Tensor:
         """A copy of all rows of a table as the segment sees them."""
-        table: Table = getattr(self.base, name)
-        touched = self.touched_users if name == "user_table" else self.touched_items
+        whole = self._below(name)
         own = [delta for target, delta in self._own(code) if target == name]
         if any(delta.moves_all_rows for delta in own):
-            whole = torch.empty(table.num_rows, table.embedding_dim)
-            rows = torch.arange(table.num_rows)
+            rows = torch.arange(len(whole))
         else:
-            whole = self._below(name)
+            touched = self.touched_users if name == "user_table" else self.touched_items
             rows = touched.rows_T[touched.slice(code)]
         for part in torch.split(rows, MATERIALISED_ROWS):
-            whole[part] = self._adapted(name, part.unsqueeze(0), torch.tensor([code]))[0][0]
+            below_1BD = whole[part].unsqueeze(0)
+            whole[part] = self._changed(name, below_1BD, part.unsqueeze(0), torch.tensor([code]))[0]
         return whole
 
     def _below(self, name: str) -> Tensor:
@@ -320,6 +332,47 @@ class AdapterBank(nn.Module):
         """Every segment's adapter."""
         return [self.adapter(segment) for segment in self.segment_names]
 
+    def stacks(self) -> list[AdapterStack]:
+        """All adapters, stacked, one stack a config: what is published fastest.
+
+        Where all segments have one config and no identifier of their own they are the bank's own
+        memory, not a copy: publish before training goes on.
+        """
+        codes = _groups(self.configs)
+        own_rows = self.base.user_table.num_own_rows, self.base.item_table.num_own_rows
+        touched = self.touched_users, self.touched_items
+        if len(codes) > 1 or any(
+            len(side) and int(side.rows_T.max()) >= own
+            for side, own in zip(touched, own_rows, strict=True)
+        ):
+            return [
+                AdapterStack.of([self.adapter(self.segment_names[code]) for code in group])
+                for group in codes.values()
+            ]
+        tensors: dict[str, Tensor] = {}
+        offsets: dict[str, Tensor] = {}
+        for name, side, ids in zip(
+            ("users", "items"), touched, (self.base.users, self.base.items), strict=True
+        ):
+            tensors[f"{name}.rows"], offsets[f"{name}.rows"] = side.rows_T, side.offsets_S1
+            for key, nothing in id_tensors(name, ids.ids.slice(0, 0)).items():
+                tensors[key], offsets[key] = nothing, torch.zeros_like(side.offsets_S1)
+        for name, delta in self.deltas():
+            for parameter, numbers in delta.named_parameters():
+                key = f"{name}.{delta.kind}.{parameter}"
+                tensors[key] = numbers.detach()[:-1]
+                offsets[key] = _offsets(delta, parameter)
+        return [
+            AdapterStack(
+                self.segment_names,
+                self.configs[0],
+                self.base.fingerprint,
+                tensors,
+                offsets,
+                self.parent_adapter,
+            )
+        ]
+
     # All deltas.
 
     def deltas(self) -> Iterator[tuple[str, Delta]]:
@@ -332,6 +385,10 @@ class AdapterBank(nn.Module):
         for key, deltas in self.tower.items():
             for delta in cast(nn.ModuleList, deltas):
                 yield "tower." + key.replace("_", "."), cast(WeightDelta, delta)
+
+    def has_delta(self, code: int) -> bool:
+        """Whether a segment has anything of its own to train."""
+        return any(True for _ in self._own(code))
 
     def _own(self, code: int) -> Iterator[tuple[str, Delta]]:
         return ((name, delta) for name, delta in self.deltas() if delta.owners.has(code))
@@ -405,6 +462,15 @@ def _configs_of(adapters: Sequence[Adapter], base: BaseModel) -> list[AdapterCon
             )
         configs.append(adapter.config)
     return configs
+
+
+def _offsets(delta: Delta, parameter: str) -> Tensor:
+    """Where each segment's numbers begin and end in a parameter that all segments own."""
+    if isinstance(delta, PER_ROW) and parameter != "b":
+        return delta.touched.offsets_S1
+    num_segments = len(delta.owners)
+    height = (len(delta.get_parameter(parameter)) - 1) // num_segments
+    return torch.arange(num_segments + 1) * height
 
 
 def _groups(keys: Iterable[Key | None]) -> dict[Key, list[int]]:

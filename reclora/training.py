@@ -124,7 +124,8 @@ def train(
 
     With a judge each segment keeps the epoch that it finds best, the untouched base among them; a
     segment that it cannot judge stays at the base, since nothing could show that it helps. Without
-    a judge every segment trains all epochs.
+    a judge every segment trains all epochs. A segment without a delta of its own trains nothing.
+    Where the bank has a parent, read parent for base.
 
     Args:
         log: on the base's id maps, with the bank's segments in the bank's order.
@@ -141,15 +142,16 @@ def train(
     _check_deltas(bank, config)
     groups = _parameter_groups(bank, config)
     penalty_S = torch.from_numpy(config.l2 + config.shrinkage / np.maximum(np.diff(log.offsets), 1))
-    optimizer = RowwiseAdagrad(groups, lr=config.rows_lr)
     keeper = EarlyStopping(bank, log, config.patience)
     if judge is not None:
         untrained = np.full(log.num_segments, np.nan)
         keeper.judge(0, untrained, judge(bank, np.flatnonzero(keeper.active)))
+    keeper.active &= np.array([bank.has_delta(code) for code in range(log.num_segments)])
+    optimizer = RowwiseAdagrad(groups, lr=config.rows_lr) if keeper.active.any() else None
     steps = 0
     for epoch in range(1, config.epochs + 1):
         active = np.flatnonzero(keeper.active)
-        if len(active) == 0:
+        if len(active) == 0 or optimizer is None:
             break
         losses = _SegmentMeans(log.num_segments)
         for batch in _batches(log, active, config, seeds_S, epoch):
@@ -267,7 +269,7 @@ def _parameter_groups(bank: AdapterBank, config: TrainingConfig) -> list[dict[st
 
 def _check_deltas(bank: AdapterBank, config: TrainingConfig) -> None:
     deltas = [delta for _, delta in bank.deltas()]
-    if not deltas:
+    if not deltas and bank.parent is None:
         raise ValueError(
             "the bank has no delta to train: every kind of its config is `none`, or the base has "
             "no tower"
@@ -282,7 +284,8 @@ def _check_deltas(bank: AdapterBank, config: TrainingConfig) -> None:
 def _check_log(bank: AdapterBank, log: Interactions) -> None:
     if log.users != bank.base.users or log.items != bank.base.items:
         raise ValueError(
-            "the log is not on the base's id maps; take log.onto(base.users, base.items)"
+            "the log is not on the base's id maps, as the bank's adapters and their parent extend "
+            "them; take log.onto(bank.base.users, bank.base.items)"
         )
     if log.segment_names != bank.segment_names:
         raise ValueError(

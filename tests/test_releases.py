@@ -1,21 +1,32 @@
-"""Releases: what is written is read back; what is damaged is refused; one writer wins a number."""
+"""Releases and their maps: what is written is read back; what is damaged is refused."""
 
+import hashlib
 import json
 import math
 import os
-from collections.abc import Callable
+import time as clock
+import tracemalloc
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reclora.store import maps, placements
+from reclora.store.layout import HashedFile, header_of
+from reclora.store.maps import MAX_BYTES as MAX_MAP
+from reclora.store.maps import TWINS, SegmentMap, map_file
+from reclora.store.placements import Placement, PlacementTable, hash_of
 from reclora.store.reading import StoreError
 from reclora.store.releases import (
     MAX_BYTES,
-    Placement,
+    PackSummary,
     Release,
     read_release,
     release_numbers,
@@ -24,17 +35,268 @@ from reclora.store.releases import (
 )
 
 PACK = "0123456789abcdef" * 4
+OTHER = "f" * 64
 
 
-def release(number: int = 7, **segments: Placement) -> Release:
+def written(folder: Path, segments: Mapping[str, Placement]) -> SegmentMap:
+    """The map of these, on the disk."""
+    (folder / "maps").mkdir(exist_ok=True)
+    table = PlacementTable.of(segments)
+    file = map_file(table)
+    file.write(folder / "maps")
+    return SegmentMap(folder / "maps", file.name, len(table), table.packs)
+
+
+def release(folder: Path, number: int = 7, **segments: Placement) -> Release:
     time = datetime(2026, 7, 1, 3, 30, tzinfo=UTC)
-    return Release(number, time, "ann", "nightly", number - 1, "ba5e", segments)
+    found = written(folder, segments)
+    packs = tuple(PackSummary(pack, {"rank": 8}, None) for pack in found.packs)
+    return Release(number, time, "ann", "nightly", number - 1, "ba5e", packs, found)
 
 
 numbers = st.floats(allow_infinity=False, allow_nan=False)
-placements = st.builds(
-    Placement, st.just(PACK), st.integers(0, 2**60), st.dictionaries(st.text(), numbers, max_size=3)
+places = st.builds(
+    Placement,
+    st.sampled_from([PACK, OTHER, "0" * 64]),
+    st.integers(0, 2**60),
+    st.dictionaries(st.text(max_size=3), numbers, max_size=3),
+    st.booleans(),
 )
+segment_maps = st.dictionaries(st.text(), places, max_size=8)
+
+
+# --- maps ------------------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(segment_maps, st.text())
+def test_a_map_gives_back_what_was_placed(
+    tmp_path_factory: pytest.TempPathFactory, wanted: dict[str, Placement], absent: str
+) -> None:
+    found = written(tmp_path_factory.mktemp("maps"), wanted)
+    assert len(found) == len(wanted)
+    for segment, place in wanted.items():
+        assert found[segment] == place
+    assert "table" not in found.__dict__, "nothing but what was asked for is read"
+    assert (absent in found) == (absent in wanted)
+    assert "\ud800" not in found
+    assert list(found) == sorted(wanted) and dict(found) == wanted
+
+
+@settings(max_examples=100, deadline=None)
+@given(segment_maps, segment_maps)
+def test_a_map_on_top_of_another_is_their_union(
+    older: dict[str, Placement], newer: dict[str, Placement]
+) -> None:
+    """And its bytes are those of the union made at once."""
+    on_top = PlacementTable.of(newer).on_top_of(PlacementTable.of(older))
+    assert map_file(on_top).name == map_file(PlacementTable.of({**older, **newer})).name
+    assert on_top.packs == tuple(sorted({p.pack for p in {**older, **newer}.values()}))
+
+
+def test_names_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of names that the first byte decides, as if sha256 were that bad."""
+    for module in (maps, placements):
+        monkeypatch.setattr(module, "hash_of", lambda name: sum(name[:1]))
+    wanted = {f"{a}{b}": Placement(PACK, ord(b), {}) for a in "abc" for b in "0123456789"}
+    found = written(tmp_path, wanted)
+    assert all(found[segment] == place for segment, place in wanted.items())
+    assert "ax" not in found and "x" not in found and dict(found) == wanted
+    older, newer = PlacementTable.of(wanted), {"b3": Placement(OTHER, 1, {})}
+    on_top = PlacementTable.of(newer).on_top_of(older)
+    assert sorted(on_top.names()) == sorted(wanted)
+    assert [on_top.names()[row] for row in on_top.rows_of(OTHER)] == ["b3"]
+    with pytest.raises(StoreError, match="hashes do not ascend"):
+        written(tmp_path, {f"a{i}": Placement(PACK, i, {}) for i in range(TWINS + 1)}).read()
+
+
+def test_one_of_many_is_found_with_a_few_reads(tmp_path: Path) -> None:
+    wanted = {f"segment {i}": Placement(PACK, i, {"ndcg": i / 7}) for i in range(5_000)}
+    found = written(tmp_path, wanted)
+    assert all(found[f"segment {i}"] == wanted[f"segment {i}"] for i in range(0, 5_000, 7))
+    assert "table" not in found.__dict__
+    size = found.path.stat().st_size
+    tracemalloc.start()
+    try:
+        assert found["segment 4321"].index == 4321
+        assert tracemalloc.get_traced_memory()[1] < size / 5
+    finally:
+        tracemalloc.stop()
+
+
+def test_any_reader_of_safetensors_opens_a_map(tmp_path: Path) -> None:
+    wanted = {"ä": Placement(PACK, 3, {"ndcg": 0.5}), "b": Placement(OTHER, 0, {}, True)}
+    columns = safetensors.numpy.load_file(written(tmp_path, wanted).path)
+    rows = [0, 1] if hash_of("ä".encode()) < hash_of(b"b") else [1, 0]
+    assert columns["hashes"].tolist() == sorted(hash_of(name.encode()) for name in wanted)
+    assert columns["packs"][rows].tolist() == [0, 1]
+    assert columns["indexes"][rows].tolist() == [3, 0]
+    assert columns["serves_parent"][rows].tolist() == [0, 1]
+    np.testing.assert_array_equal(columns["metrics"][rows], [[0.5], [math.nan]])
+    assert hashlib.sha256(b"b").digest()[:8] in columns["hashes"].tobytes()
+
+
+def test_what_is_unknown_of_all_is_no_metric(tmp_path: Path) -> None:
+    found = written(tmp_path, {"de": Placement(PACK, 0, {"ndcg": math.nan, "recall": 0.25})})
+    assert found["de"].metrics == {"recall": 0.25} and found.table.metrics == ("recall",)
+
+
+GOOD = {
+    "de": Placement(PACK, 1, {"ndcg": 0.5}),
+    "fr": Placement(PACK, 0, {}),
+    "it": Placement(OTHER, 0, {"recall": 0.25}, serves_parent=True),
+}
+
+
+METRICS = {"metrics": '{"ndcg": 0, "recall": 1}'}
+TYPE_OF = {"<u8": "U64", "<f8": "F64", "<i8": "I64", "<u4": "U32", "|u1": "U8", "<f4": "F32"}
+
+
+def forged(folder: Path, **columns: Any) -> SegmentMap:
+    """The good map with other columns, under the sha256 of what then is its content."""
+    arrays = {**PlacementTable.of(GOOD).columns, **columns}
+    header = header_of(METRICS, {n: (TYPE_OF[a.dtype.str], a.shape) for n, a in arrays.items()})
+    return stored(folder, b"".join([header, *(array.tobytes() for array in arrays.values())]))
+
+
+def stored(folder: Path, data: bytes) -> SegmentMap:
+    (folder / "maps").mkdir(exist_ok=True)
+    path = HashedFile.of([data]).write(folder / "maps")
+    return SegmentMap(folder / "maps", path.stem, len(GOOD), (PACK, OTHER))
+
+
+def assert_refused(found: SegmentMap, message: str) -> None:
+    """When all is read, and when any segment is asked for that is not found: within 1 CPU-second
+    and 100 MB. What is found is one of those that were placed.
+    """
+    begin = clock.process_time()
+    tracemalloc.start()
+    try:
+        for ask in (found.read, lambda: list(found), lambda: "absent" in found):
+            with pytest.raises(StoreError, match=message) as caught:
+                ask()
+            assert str(found.path) in str(caught.value)
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
+    assert clock.process_time() - begin < 1
+    for segment in GOOD:
+        try:
+            assert found[segment].pack in (PACK, OTHER)
+        except StoreError:
+            pass
+
+
+def test_a_forged_map_that_is_good_is_read(tmp_path: Path) -> None:
+    assert dict(forged(tmp_path)) == GOOD
+
+
+def u(dtype: str, *values: float) -> np.ndarray[Any, Any]:
+    return np.array(values, dtype)
+
+
+HASHES = PlacementTable.of(GOOD).columns["hashes"]
+FORGERIES: dict[str, tuple[dict[str, Any], str]] = {
+    "unsorted": ({"hashes": HASHES[::-1].copy()}, "hashes do not ascend"),
+    "other hashes": ({"hashes": u("<u8", 1, 2, 3)}, "a hash is not that of its segment's name"),
+    "hash is I64": ({"hashes": HASHES.view("<i8")}, "expected .*'U64'.*got .*'I64'"),
+    "too few rows": ({"indexes": u("<i8", 0, 1)}, r"expected .*'indexes'.*\(3,\).*got .*\(2,\)"),
+    "flat metrics": ({"metrics": np.zeros(6)}, r"expected .*'metrics'.*\(3, 2\)"),
+    "small metrics": ({"metrics": np.zeros((3, 2), "<f4")}, "'F64'.*got .*'F32'"),
+    "another column": ({"x": u("u1", 1)}, r"expected \[\('x', None\)\]"),
+    "names are a table": ({"names": np.zeros((6, 2), "u1")}, "expected .*'names'"),
+    "no such pack": ({"packs": u("<u4", 0, 2, 0)}, "none of its 2 packs"),
+    "negative index": ({"indexes": u("<i8", 0, -1, 0)}, "no place"),
+    "flag": ({"serves_parent": u("u1", 0, 2, 0)}, "no place"),
+    "infinite metric": ({"metrics": np.full((3, 2), math.inf)}, "a metric is infinite"),
+    "offsets fall": ({"names.offsets": u("<i8", 0, 4, 2, 6)}, "do not rise from 0 to 6"),
+    "offsets end early": ({"names.offsets": u("<i8", 0, 2, 4, 5)}, "do not rise from 0 to 6"),
+    "offsets are huge": ({"names.offsets": u("<i8", 0, 2**62, 4, 6)}, "do not rise from 0 to 6"),
+    "no text": ({"names": u("u1", *b"de\xff\xffit")}, "can't decode"),
+    "twice": ({"names": u("u1", *b"dedede")}, "twice"),
+}
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+def test_a_map_that_lies_is_refused(tmp_path: Path, name: str) -> None:
+    columns, message = FORGERIES[name]
+    assert_refused(forged(tmp_path, **columns), message)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "cut short"),
+        (b"\xff" * 64, "claims"),
+        ((2**20).to_bytes(8, "little") + b"{}", "cut short"),
+        ((2).to_bytes(8, "little") + b"{}", "no metadata"),
+    ],
+)
+def test_what_is_no_map_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
+    assert_refused(stored(tmp_path, data), message)
+
+
+@pytest.mark.parametrize("metrics", ['{"a": 1, "b": 0}', '{"a": 0, "a": 1}', "[]", "{"])
+def test_metrics_that_are_not_numbered_are_refused(tmp_path: Path, metrics: str) -> None:
+    data = forged(tmp_path).path.read_bytes()
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    payload = data[8 + int.from_bytes(data[:8], "little") :]
+    header["__metadata__"]["metrics"] = metrics
+    text = json.dumps(header).encode()
+    assert_refused(stored(tmp_path, len(text).to_bytes(8, "little") + text + payload), "damaged")
+
+
+def test_trailing_bytes_are_refused(tmp_path: Path) -> None:
+    assert_refused(stored(tmp_path, forged(tmp_path).path.read_bytes() + b"\0"), "tensors end at")
+
+
+def test_a_map_that_is_missing_or_a_link_is_refused(tmp_path: Path) -> None:
+    found = written(tmp_path, GOOD)
+    moved = found.path.rename(tmp_path / "elsewhere")
+    assert_refused(found, "is missing")
+    found.path.symlink_to(moved)
+    assert_refused(found, "symbolic link")
+
+
+def test_a_map_of_another_number_of_segments_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD).path
+    for claimed in (0, 2, 4, 2**60):
+        found = SegmentMap(path.parent, path.stem, claimed, (PACK, OTHER))
+        with pytest.raises(StoreError, match="expected .*hashes"):
+            found["de"]
+
+
+def test_a_sparse_map_is_not_read_whole(tmp_path: Path) -> None:
+    columns, size = PlacementTable.of(GOOD).columns, 2 * MAX_MAP
+    shapes = {name: (dtype, columns[name].shape) for name, dtype in maps.TYPES.items()}
+    header = header_of(METRICS, {**shapes, "names": ("U8", (size,))})
+    found = stored(tmp_path, header + b"".join(columns[name].tobytes() for name in maps.TYPES))
+    os.truncate(found.path, found.path.stat().st_size - len(columns["names"]) + size)
+    assert_refused(found, f"at most {MAX_MAP:,}")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_a_map_with_a_flipped_bit_finds_nothing_that_was_not_placed(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """And the whole of it is refused, and with it that a segment is absent."""
+    found = written(tmp_path_factory.mktemp("flip"), GOOD)
+    flipped = bytearray(found.path.read_bytes())
+    cut = data.draw(st.integers(0, len(flipped)) | st.just(len(flipped)))
+    bit = data.draw(st.integers(0, 8 * len(flipped) - 1))
+    flipped[bit // 8] ^= 1 << bit % 8
+    found.path.write_bytes(flipped[:cut])
+    with pytest.raises(StoreError):
+        found.read()
+    for segment in ("de", "fr", "it", "absent"):
+        try:
+            assert found[segment].pack in (PACK, OTHER) and segment in GOOD
+        except StoreError:
+            pass
+
+
+# --- releases --------------------------------------------------------------------------------
 
 
 @settings(max_examples=50, deadline=None)
@@ -43,7 +305,9 @@ placements = st.builds(
     st.none() | st.text(),
     st.text(),
     st.none() | st.integers(1),
-    st.dictionaries(st.text(), placements, max_size=4),
+    segment_maps,
+    st.none() | st.just(PACK),
+    st.dictionaries(st.text(), st.text() | st.integers() | numbers | st.lists(st.text())),
 )
 def test_what_is_written_is_read(
     tmp_path_factory: pytest.TempPathFactory,
@@ -52,29 +316,32 @@ def test_what_is_written_is_read(
     base: str,
     parent: int | None,
     segments: dict[str, Placement],
+    pack_parent: str | None,
+    config: dict[str, Any],
 ) -> None:
     folder = tmp_path_factory.mktemp("releases")
     time = datetime(2026, 7, 1, 3, 30, tzinfo=UTC)
-    wanted = Release(1, time, author, reason, parent, base, segments)
+    found = written(folder, segments)
+    packs = tuple(PackSummary(pack, config, pack_parent) for pack in found.packs)
+    wanted = Release(1, time, author, reason, parent, base, packs, found)
     write_release(folder, wanted)
     assert read_release(folder, 1) == wanted
     assert release_path(folder, 1).read_bytes().isascii()
 
 
-def test_an_unknown_metric_is_null_on_disk_and_nan_here(tmp_path: Path) -> None:
-    write_release(tmp_path, release(de=Placement(PACK, 0, {"ndcg": math.nan, "recall": 0.25})))
-    stored = json.loads((tmp_path / "00000007.json").read_text())
-    assert stored["segments"]["de"]["metrics"] == {"ndcg": None, "recall": 0.25}
-    metrics = read_release(tmp_path, 7).segments["de"].metrics
-    assert math.isnan(metrics["ndcg"]) and metrics["recall"] == 0.25
+def test_a_release_can_be_read_by_people(tmp_path: Path) -> None:
+    write_release(tmp_path, release(tmp_path, de=Placement(PACK, 0, {})))
+    lines = (tmp_path / "00000007.json").read_text().splitlines()
+    assert '"reason": "nightly",' in lines and '"num_segments": 1,' in lines
+    assert f'"packs": [{{"pack": "{PACK}", "parent": null, "config": {{"rank": 8}}}}]' in lines
 
 
 def test_a_number_is_written_once(tmp_path: Path) -> None:
-    write_release(tmp_path, release(a=Placement(PACK, 0, {})))
+    write_release(tmp_path, release(tmp_path, a=Placement(PACK, 0, {})))
     with pytest.raises(FileExistsError):
-        write_release(tmp_path, release(b=Placement(PACK, 0, {})))
+        write_release(tmp_path, release(tmp_path, b=Placement(PACK, 0, {})))
     assert list(read_release(tmp_path, 7).segments) == ["a"]
-    assert os.listdir(tmp_path) == ["00000007.json"]
+    assert sorted(os.listdir(tmp_path)) == ["00000007.json", "maps"]
 
 
 def test_numbers_order_as_numbers_and_other_files_do_not_count(tmp_path: Path) -> None:
@@ -86,8 +353,15 @@ def test_numbers_order_as_numbers_and_other_files_do_not_count(tmp_path: Path) -
     assert release_numbers(tmp_path / "missing") == []
 
 
-def place(content: dict[str, Any], **values: object) -> None:
-    content["segments"]["de"].update(values)
+def test_too_many_packs_are_refused(tmp_path: Path) -> None:
+    packs = (PackSummary(PACK, {"targets": ["x" * 10_000]}, None),) * 300
+    with pytest.raises(StoreError, match="300 packs need 3,0.*publish all segments at once"):
+        write_release(tmp_path, replace(release(tmp_path), packs=packs))
+    assert os.listdir(tmp_path) == ["maps"]
+
+
+def pack(content: dict[str, Any], **values: object) -> None:
+    content["packs"][0].update(values)
 
 
 EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
@@ -103,25 +377,25 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "naive time": (lambda c: c.update(time="2026-07-01T03:30:00"), "no time zone"),
     "parent is text": (lambda c: c.update(parent="6"), "damaged"),
     "parent 0": (lambda c: c.update(parent=0), "damaged"),
-    "no segments": (lambda c: c.update(segments=None), "damaged"),
-    "segments are a list": (lambda c: c.update(segments=[]), "damaged"),
-    "segment is a list": (lambda c: c["segments"].update(fr=[]), "damaged"),
-    "path": (lambda c: place(c, pack="../../" + PACK[6:]), "'de': no place"),
-    "pack is short": (lambda c: place(c, pack=PACK[1:]), "'de': no place"),
-    "pack ends in a newline": (lambda c: place(c, pack=PACK + "\n"), "'de': no place"),
-    "pack is a number": (lambda c: place(c, pack=1), "damaged"),
-    "index": (lambda c: place(c, index=-1), "'de': no place"),
-    "index is a float": (lambda c: place(c, index=1.0), "'de': no place"),
-    "metric is text": (lambda c: place(c, metrics={"x": "1"}), "finite number"),
-    "metric is true": (lambda c: place(c, metrics={"x": True}), "finite number"),
-    "metric is huge": (lambda c: place(c, metrics={"x": 10**400}), "damaged"),
-    "metrics are a list": (lambda c: place(c, metrics=[]), "damaged"),
+    "no segments": (lambda c: c.update(segments=None), "expected a sha256"),
+    "segments are a path": (lambda c: c.update(segments="../" + PACK[3:]), "expected a sha256"),
+    "number of segments": (lambda c: c.update(num_segments=-1), "a number of segments"),
+    "segments are true": (lambda c: c.update(num_segments=True), "a number of segments"),
+    "no packs": (lambda c: c.update(packs=None), "damaged"),
+    "pack is a list": (lambda c: c.update(packs=[[]]), "damaged"),
+    "pack twice": (lambda c: c["packs"].append(c["packs"][0]), "named twice"),
+    "path": (lambda c: pack(c, pack="../../" + PACK[6:]), "expected a sha256"),
+    "pack is short": (lambda c: pack(c, pack=PACK[1:]), "expected a sha256"),
+    "pack ends in a newline": (lambda c: pack(c, pack=PACK + "\n"), "expected a sha256"),
+    "pack is a number": (lambda c: pack(c, pack=1), "expected a sha256"),
+    "parent is a path": (lambda c: pack(c, parent="../x"), "expected a sha256"),
+    "config is text": (lambda c: pack(c, config="rank 8"), "expected the settings"),
 }
 
 
 @pytest.mark.parametrize("name", EDITS)
 def test_a_damaged_release_is_refused(tmp_path: Path, name: str) -> None:
-    write_release(tmp_path, release(de=Placement(PACK, 0, {"ndcg": 0.5})))
+    write_release(tmp_path, release(tmp_path, de=Placement(PACK, 0, {"ndcg": 0.5})))
     path = tmp_path / "00000007.json"
     content = json.loads(path.read_text())
     edit, message = EDITS[name]
@@ -147,14 +421,16 @@ def test_flipped_bits_end_in_an_error_or_a_release(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     folder = tmp_path_factory.mktemp("flip")
-    write_release(folder, release(de=Placement(PACK, 0, {"ndcg": 0.5})))
+    write_release(folder, release(folder, de=Placement(PACK, 0, {"ndcg": 0.5})))
     path = release_path(folder, 7)
     text = bytearray(path.read_bytes())
     bit = data.draw(st.integers(0, 8 * len(text) - 1))
     text[bit // 8] ^= 1 << bit % 8
     path.write_bytes(text)
     try:
-        assert read_release(folder, 7).number == 7
+        found = read_release(folder, 7)
+        assert found.number == 7
+        assert len(found.segments) == 1 or "de" not in found.segments
     except StoreError:
         pass
 
@@ -167,7 +443,7 @@ def test_a_sparse_terabyte_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_link_is_refused(tmp_path: Path) -> None:
-    write_release(tmp_path, release())
+    write_release(tmp_path, release(tmp_path))
     (tmp_path / "00000008.json").symlink_to(tmp_path / "00000007.json")
     with pytest.raises(StoreError, match="symbolic link"):
         read_release(tmp_path, 8)

@@ -8,27 +8,33 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reclora.adapters import Adapter, AdapterConfig
+from reclora.adapters import Adapter
+from reclora.configs import AdapterConfig, AdapterError
+from reclora.stacks import AdapterStack
 from reclora.store import AdapterStore, BaseMismatch, StoreError, UnknownSegment
+from reclora.store.packs import pack_file
 
 BASE = "ba5e" * 16
 OTHER = "f0f0" * 16
 
 
-def adapter(segment: str, value: float, base: str = BASE, rank: int = 2) -> Adapter:
+def adapter(
+    segment: str, value: float, base: str = BASE, rank: int = 2, parent: Adapter | None = None
+) -> Adapter:
     rows = 1 + len(segment) % 3
     tensors = {
         "items.rows": torch.arange(rows),
         "item_table.a": torch.full((rows, rank), float(value)),
         "item_table.b": torch.full((rank, 3), -float(value)),
     }
-    return Adapter(segment, AdapterConfig(rank=rank), base, tensors)
+    return Adapter(segment, AdapterConfig(rank=rank), base, tensors, parent)
 
 
 def value_of(found: Adapter) -> float:
@@ -36,6 +42,24 @@ def value_of(found: Adapter) -> float:
     (value,) = set(found.tensors["item_table.a"].flatten().tolist())
     assert (found.tensors["item_table.b"] == -value).all()
     return float(value)
+
+
+def chain(levels: int) -> Adapter:
+    """An adapter that stands on so many others: `0`, on it `1` ..."""
+    found: Adapter | None = None
+    for level in range(levels + 1):
+        found = adapter(f"{level}", level, parent=found)
+    assert found is not None
+    return found
+
+
+def lineage(found: Adapter | None) -> list[float]:
+    """The values of an adapter and of all that it stands on."""
+    values = []
+    while found is not None:
+        values.append(value_of(found))
+        found = found.parent
+    return values
 
 
 def contents(store: AdapterStore, number: int | None = None) -> dict[str, float]:
@@ -60,6 +84,9 @@ def test_publish_and_load(store: AdapterStore) -> None:
     assert store.current() == first == AdapterStore(store.root).release(1)
     found = store.load("fr", base_fingerprint=BASE)
     assert found.config == AdapterConfig(rank=2) and value_of(found) == 2
+    assert found.parent is None
+    (pack,) = first.packs
+    assert pack.config["rank"] == 2 and pack.parent is None
     store.verify()
 
 
@@ -74,6 +101,65 @@ def test_a_publish_carries_the_other_segments_over(store: AdapterStore) -> None:
     assert value_of(store.load("fr", base_fingerprint=BASE, release=1)) == 2
     assert store.load("it", base_fingerprint=BASE).config.rank == 5
     assert second.segments["de"] == first.segments["de"]
+    store.verify()
+    store.publish([adapter("de", 5)], reason="third")
+    fourth = store.publish([adapter("fr", 6)], reason="fourth")
+    assert {pack.pack for pack in first.packs}.isdisjoint(pack.pack for pack in fourth.packs)
+    assert contents(store) == {"de": 5, "fr": 6, "it": 4}
+
+
+def test_metrics_of_several_publishes_stay_with_their_segments(store: AdapterStore) -> None:
+    store.publish(
+        [adapter("de", 1), adapter("fr", 2)],
+        reason="first",
+        metrics={"de": {"recall": 0.5}, "fr": {"recall": 0.25}},
+    )
+    metrics = {"fr": {"ndcg": 0.125, "recall": float("nan")}}
+    store.publish([adapter("fr", 3), adapter("it", 4)], reason="second", metrics=metrics)
+    found = AdapterStore(store.root).release(2).segments
+    assert {segment: place.metrics for segment, place in found.items()} == {
+        "de": {"recall": 0.5},
+        "fr": {"ndcg": 0.125},
+        "it": {},
+    }
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.dictionaries(st.text(), st.integers(1, 3), min_size=1, max_size=8),
+    st.randoms(use_true_random=False),
+)
+def test_the_order_of_adapters_changes_no_file(
+    tmp_path_factory: pytest.TempPathFactory, ranks: dict[str, int], random: Random
+) -> None:
+    """Nor whether they come one by one, as a stack, or are what another store gave."""
+    folder = tmp_path_factory.mktemp("order")
+    adapters = [adapter(name, i, rank=rank) for i, (name, rank) in enumerate(ranks.items())]
+    first = AdapterStore(folder / "first")
+    wanted = first.publish(adapters, reason="x")
+    shuffled = random.sample(adapters, len(adapters))
+    loaded = first.load_all(base_fingerprint=BASE)
+    for turn, given_adapters in enumerate((shuffled, loaded)):
+        found = AdapterStore(folder / f"{turn}").publish(given_adapters, reason="x")
+        assert (found.packs, found.segments.path.name) == (wanted.packs, wanted.segments.path.name)
+    by_stack = AdapterStore(folder / "stacks")
+    for rank in {*ranks.values()}:
+        stack = AdapterStack.of([a for a in shuffled if a.config.rank == rank])
+        found = by_stack.publish(stack, reason="x")
+    assert (found.packs, found.segments.path.name) == (wanted.packs, wanted.segments.path.name)
+    for stack in by_stack.load_stacks(base_fingerprint=BASE):
+        assert list(stack.segments) == sorted(stack.segments)
+
+
+def test_stacks_are_one_a_pack_and_hold_what_is_live(store: AdapterStore) -> None:
+    store.publish([adapter(name, i) for i, name in enumerate("abcd")], reason="first")
+    store.publish([adapter("b", 7), adapter("x", 8, rank=3)], reason="second")
+    stacks = store.load_stacks(base_fingerprint=BASE)
+    assert sorted(stack.segments for stack in stacks) == [("a", "c", "d"), ("b",), ("x",)]
+    values = {found.segment: value_of(found) for stack in stacks for found in stack}
+    assert values == contents(store) == {"a": 0, "b": 7, "c": 2, "d": 3, "x": 8}
+    (whole,) = store.load_stacks(base_fingerprint=BASE, release=1)
+    assert whole.segments == tuple("abcd")
 
 
 def test_an_empty_store(store: AdapterStore) -> None:
@@ -90,8 +176,18 @@ def test_a_foreign_base_is_refused_showing_both(store: AdapterStore) -> None:
     for refused in (
         lambda: store.load("de", base_fingerprint=OTHER),
         lambda: store.load_all(base_fingerprint=OTHER),
+        lambda: store.load_stacks(base_fingerprint=OTHER),
         lambda: store.publish([adapter("fr", 2, base=OTHER)], reason="foreign"),
         lambda: store.publish([adapter("fr", 2), adapter("it", 2, base=OTHER)], reason="both"),
+        lambda: store.publish(
+            [adapter("fr", 2, parent=adapter("pooled", 1, base=OTHER))], reason="parent"
+        ),
+        lambda: store.publish(
+            [adapter("fr", 2)],
+            reason="served",
+            serves_parent=["it"],
+            parent=adapter("pooled", 1, base=OTHER),
+        ),
     ):
         with pytest.raises(BaseMismatch, match=f"{BASE}.*{OTHER}"):
             refused()
@@ -114,6 +210,9 @@ def test_an_unknown_segment_is_refused_with_near_names(store: AdapterStore) -> N
         ([], {}, "nothing to publish"),
         ([adapter("de", 1), adapter("de", 2)], {}, "'de' comes twice"),
         ([adapter("\ud800", 1)], {}, r"'\\ud800' has half of a surrogate pair"),
+        ([adapter("de", 1, parent=adapter("\ud800", 1))], {}, "half of a surrogate pair"),
+        ([adapter("de", 1, parent=chain(8))], {}, "stands on '8' and at least 8 more"),
+        ([adapter("de", 1, parent=adapter("p", float("inf")))], {}, "'p': item_table.a has NaN"),
         ([adapter("ok", 1), adapter("de", float("nan"))], {}, "'de': item_table.a has NaN"),
         ([adapter("de", 1)], {"fr": {}}, "'fr', which is not published"),
         ([adapter("de", 1)], {"de": {"x": float("inf")}}, "'de': metric 'x' is infinite"),
@@ -128,6 +227,181 @@ def test_what_cannot_be_published_leaves_nothing_behind(
     with pytest.raises(StoreError, match=message):
         store.publish(adapters, reason="bad", metrics=metrics)
     assert not store.root.exists()
+
+
+def test_adapters_of_one_config_that_do_not_stack_are_refused(store: AdapterStore) -> None:
+    odd = Adapter("fr", AdapterConfig(rank=2), BASE, {"x": torch.ones(1)})
+    with pytest.raises(AdapterError, match="'fr' and segment 'de' have one config but"):
+        store.publish([adapter("de", 1), odd], reason="odd")
+    assert not store.root.exists()
+
+
+# --- parents ---------------------------------------------------------------------------------
+
+
+def test_a_parent_comes_with_its_children_and_is_one_object(store: AdapterStore) -> None:
+    pooled = adapter("pooled", 9)
+    children = [adapter("de", 1, parent=pooled), adapter("fr", 2, rank=3, parent=pooled)]
+    release = store.publish([*children, adapter("it", 3)], reason="first")
+    assert set(release.segments) == {"de", "fr", "it"}, "the parent serves no segment"
+    assert len(release.packs) == 3 and len(os.listdir(store.root / "packs")) == 4
+    again = AdapterStore(store.root)
+    found = {a.segment: a for a in again.load_all(base_fingerprint=BASE)}
+    assert {name: lineage(a) for name, a in found.items()} == {
+        "de": [1, 9],
+        "fr": [2, 9],
+        "it": [3],
+    }
+    parents = [found["de"].parent, again.load("fr", base_fingerprint=BASE).parent]
+    parents += [s.parent for s in again.load_stacks(base_fingerprint=BASE) if s.parent is not None]
+    assert len(parents) == 4 and all(parent is parents[0] for parent in parents)
+    assert parents[0] is not None and parents[0].segment == "pooled"
+    again.verify()
+
+
+def test_equal_parents_are_one(store: AdapterStore) -> None:
+    children = [adapter(name, 1, parent=adapter("pooled", 9)) for name in ("de", "fr")]
+    assert len(store.publish(children, reason="first").packs) == 1
+    others = [adapter(name, 1, parent=adapter("pooled", i)) for i, name in enumerate("ab")]
+    release = store.publish(others, reason="second")
+    assert len({pack.parent for pack in release.packs}) == 3
+    assert lineage(store.load("b", base_fingerprint=BASE)) == [1, 1]
+
+
+def test_parents_have_parents_down_to_eight(store: AdapterStore) -> None:
+    store.publish([chain(8)], reason="deep")
+    assert lineage(AdapterStore(store.root).load("8", base_fingerprint=BASE)) == [*range(8, -1, -1)]
+    AdapterStore(store.root).verify()
+
+
+def test_a_segment_whose_residual_did_not_help_serves_its_parent(store: AdapterStore) -> None:
+    pooled = adapter("pooled", 9, parent=adapter("root", 7))
+    release = store.publish(
+        [adapter("de", 1, parent=pooled)],
+        reason="first",
+        serves_parent=["tiny", "small"],
+        metrics={"tiny": {"ndcg": 0.5}},
+    )
+    assert release.segments["tiny"].serves_parent and not release.segments["de"].serves_parent
+    assert release.segments["tiny"].metrics == {"ndcg": 0.5}
+    again = AdapterStore(store.root)
+    tiny = again.load("tiny", base_fingerprint=BASE)
+    assert (tiny.segment, tiny.config, lineage(tiny)) == ("tiny", pooled.config, [9, 7])
+    loaded = again.load_all(base_fingerprint=BASE)
+    assert {found.segment: lineage(found) for found in loaded} == {
+        "de": [1, 9, 7],
+        "small": [9, 7],
+        "tiny": [9, 7],
+    }
+    assert loaded[1].tensors is loaded[2].tensors
+    bare = again.load_stacks(base_fingerprint=BASE)[-1]
+    assert (bare.segments, bare.tensors, bare.config) == (("small", "tiny"), {}, ())
+    assert lineage(bare.parent) == [9, 7]
+    again.verify()
+    # It stays so until it is published anew; then it has its own again.
+    store.publish([adapter("fr", 2)], reason="second")
+    assert lineage(store.load("tiny", base_fingerprint=BASE)) == [9, 7]
+    store.publish([adapter("tiny", 3)], reason="third", serves_parent=["de"], parent=pooled)
+    assert lineage(store.load("tiny", base_fingerprint=BASE)) == [3]
+    assert lineage(store.load("de", base_fingerprint=BASE)) == [9, 7]
+
+
+def test_segments_can_serve_a_parent_when_no_adapter_is_published(store: AdapterStore) -> None:
+    store.publish([], reason="only", serves_parent=["de"], parent=adapter("pooled", 9))
+    assert contents(store) == {"de": 9}
+
+
+def test_the_parent_itself_can_be_published_beside_its_children(store: AdapterStore) -> None:
+    pooled = adapter("pooled", 9)
+    adapters = [pooled, adapter("de", 1, parent=pooled)]
+    release = store.publish(adapters, reason="first", serves_parent=["fr"])
+    assert len(release.packs) == 2 and contents(store) == {"de": 1, "fr": 9, "pooled": 9}
+
+
+@pytest.mark.parametrize(
+    ("parents", "message"),
+    [((), "needs the parent"), ((None,), "published here have 0"), ((1, 2), "here have 2")],
+)
+def test_who_shall_serve_must_be_known(
+    store: AdapterStore, parents: tuple[int | None, ...], message: str
+) -> None:
+    adapters = [
+        adapter(f"{i}", i, parent=None if value is None else adapter("pooled", value))
+        for i, value in enumerate(parents)
+    ]
+    with pytest.raises(StoreError, match=f"{message}.*parent="):
+        store.publish(adapters, reason="x", serves_parent=["de"])
+    assert not store.root.exists()
+
+
+def test_a_segment_does_not_serve_its_parent_and_its_own(store: AdapterStore) -> None:
+    with pytest.raises(StoreError, match="'de' comes twice"):
+        store.publish(
+            [adapter("de", 1)], reason="x", serves_parent=["de"], parent=adapter("pooled", 9)
+        )
+
+
+@pytest.fixture
+def family(store: AdapterStore) -> tuple[AdapterStore, Path]:
+    """A store of children, and the pack of their parent."""
+    children = [adapter("de", 1, parent=adapter("pooled", 9))]
+    release = store.publish(children, reason="first", serves_parent=["tiny"])
+    return AdapterStore(store.root), (
+        store.root / "packs" / f"{release.packs[0].parent or release.packs[1].parent}.safetensors"
+    )
+
+
+def assert_all_refuse(store: AdapterStore, message: str) -> None:
+    for refused in (
+        lambda: store.load("de", base_fingerprint=BASE),
+        lambda: store.load("tiny", base_fingerprint=BASE),
+        lambda: store.load_all(base_fingerprint=BASE),
+        lambda: store.load_stacks(base_fingerprint=BASE),
+        store.verify,
+    ):
+        with pytest.raises(StoreError, match=message):
+            refused()
+
+
+def test_a_parent_that_is_missing_or_damaged_is_refused(
+    family: tuple[AdapterStore, Path],
+) -> None:
+    store, parent = family
+    data = parent.read_bytes()
+    parent.unlink()
+    assert_all_refuse(store, f"{parent} is missing, release 1 needs it")
+    parent.write_bytes(data[:-1] + b"?")
+    assert_all_refuse(store, f"{parent} is damaged: its sha256 is not its name")
+    parent.write_bytes(data)
+    store.verify()
+    assert lineage(store.load("de", base_fingerprint=BASE)) == [1, 9]
+
+
+@pytest.mark.parametrize(
+    ("forged", "message"),
+    [
+        ([adapter("pooled", 9, base=OTHER)], f"belongs to base {OTHER}, its release 1 to {BASE}"),
+        ([adapter("a", 9), adapter("b", 9)], "holds 2 adapters, expected that of one parent"),
+        ([adapter("pooled", 9)], "more than 8 parents or on itself"),
+    ],
+)
+def test_a_parent_that_is_none_is_refused(
+    family: tuple[AdapterStore, Path], forged: list[Adapter], message: str
+) -> None:
+    """One of another base, one of several, one that stands on itself."""
+    store, path = family
+    itself = path.stem if len(forged) == 1 and forged[0].base_fingerprint == BASE else None
+    written = pack_file(AdapterStack.of(forged), itself).write(path.parent)
+    os.replace(written, path)
+    for refused in (
+        lambda: store.load("de", base_fingerprint=BASE),
+        lambda: store.load("tiny", base_fingerprint=BASE),
+        lambda: store.load_stacks(base_fingerprint=BASE),
+    ):
+        with pytest.raises(StoreError, match=message):
+            refused()
+    with pytest.raises(StoreError):
+        store.verify()
 
 
 HARD_NAMES = [
@@ -160,7 +434,7 @@ def test_any_text_names_a_segment_and_stays_inside_the_store(
     for name, value in wanted.items():
         assert value_of(again.load(name, base_fingerprint=BASE)) == value
     assert [path.name for path in folder.iterdir()] == ["store"]
-    assert sum(path.is_file() for path in folder.rglob("*")) == 2
+    assert sum(path.is_file() for path in folder.rglob("*")) == 3
 
 
 def test_hard_names_all_at_once(store: AdapterStore) -> None:
@@ -171,7 +445,10 @@ def test_hard_names_all_at_once(store: AdapterStore) -> None:
 
 def test_remains_of_a_killed_publish_are_harmless(store: AdapterStore) -> None:
     store.publish([adapter("de", 1)], reason="first")
-    for remains in ("packs/00ff.safetensors", "packs/00.tmp.1", "releases/00000002.json.tmp.ab"):
+    for remains in (
+        *("packs/00ff.safetensors", "packs/00.tmp.1"),
+        *("releases/maps/00.safetensors", "releases/00000002.json.tmp.ab"),
+    ):
         (store.root / remains).write_bytes(b"half")
     assert contents(store) == {"de": 1}
     assert store.publish([adapter("de", 2)], reason="second").number == 2
@@ -205,6 +482,31 @@ def test_verify_names_every_missing_or_damaged_pack(store: AdapterStore) -> None
         AdapterStore(store.root).load("gone", base_fingerprint=BASE)
 
 
+def test_verify_reads_again_what_was_read_before(store: AdapterStore) -> None:
+    """Packs, parents and the map."""
+    store.publish([adapter("de", 1, parent=adapter("pooled", 9))], reason="first")
+    store.load_all(base_fingerprint=BASE)
+    store.verify()
+    files = sorted(path for path in store.root.rglob("*") if path.suffix == ".safetensors")
+    assert len(files) == 3
+    for path in files:
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        with pytest.raises(StoreError, match=f"^{path} is damaged: its sha256 .*") as caught:
+            store.verify()
+        assert str(caught.value).count("\n") == 0
+        path.write_bytes(data)
+    store.verify()
+
+
+def test_a_publish_on_a_damaged_map_is_refused(store: AdapterStore) -> None:
+    path = store.publish([adapter("de", 1)], reason="first").segments.path
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(StoreError, match=f"{path} is damaged"):
+        AdapterStore(store.root).publish([adapter("fr", 1)], reason="second")
+    assert store.releases() == [1]
+
+
 def test_a_pack_of_another_base_is_refused(store: AdapterStore, tmp_path: Path) -> None:
     wanted = store.publish([adapter("de", 1)], reason="first").segments["de"].pack
     foreign = AdapterStore(tmp_path / "foreign")
@@ -221,11 +523,13 @@ def test_a_history_is_read_without_torch(store: AdapterStore) -> None:
     store.publish([adapter("de", 1)], reason="first")
     script = (
         "import pathlib, sys; from reclora.store import AdapterStore;"
-        "print(AdapterStore(pathlib.Path(sys.argv[1])).current().reason, 'torch' in sys.modules)"
+        "release = AdapterStore(pathlib.Path(sys.argv[1])).current();"
+        "print(release.reason, *release.segments, release.segments['de'].index,"
+        "      release.packs[0].config['rank'], 'torch' in sys.modules)"
     )
     command = [sys.executable, "-c", script, str(store.root)]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert ran.stdout.split() == ["first", "False"]
+    assert ran.stdout.split() == ["first", "de", "0", "2", "False"]
 
 
 # --- killed, failing and racing publishers ---------------------------------------------------
@@ -234,7 +538,8 @@ PRELUDE = """
 import ctypes, os, sys, time
 from pathlib import Path
 import torch
-from reclora.adapters import Adapter, AdapterConfig
+from reclora.adapters import Adapter
+from reclora.configs import AdapterConfig
 from reclora.store import AdapterStore
 
 torch.set_num_threads(1)
@@ -247,7 +552,8 @@ def publish(value, *segments):
         "item_table.a": torch.full((1, 2), value),
         "item_table.b": torch.full((2, 3), -value),
     }
-    adapters = [Adapter(segment, config, "BASE", tensors) for segment in segments]
+    parent = Adapter("pooled", config, "BASE", tensors)
+    adapters = [Adapter(segment, config, "BASE", tensors, parent) for segment in segments]
     store.publish(adapters, reason=f"{value:g}")
 
 def fork(work):
@@ -362,8 +668,9 @@ def test_a_publish_killed_at_any_step_leaves_a_whole_release(
             live = found["de"]
             reader.verify()
         assert code == 0 and live == value
-    # Two files are written, fsynced and moved into two folders.
-    assert deaths["fsync"] == 4 and deaths["write"] >= 2 and deaths["rename"] == 1
+    # Four files are written, fsynced and moved into three folders: the parent's pack, the pack, the
+    # map, the release.
+    assert deaths["fsync"] == 8 and deaths["write"] >= 4 and deaths["rename"] == 3
     assert deaths["link"] + deaths["linkat"] == 1
 
 
@@ -371,15 +678,15 @@ def test_a_publish_that_the_disk_refuses_leaves_nothing_behind(
     store: AdapterStore, publisher: Publisher
 ) -> None:
     for fault in (
-        *("write:error=ENOSPC:when=1", "write:error=ENOSPC:when=2"),
-        *("fsync:error=EIO:when=1", "fsync:error=EIO:when=3"),
+        *(f"write:error=ENOSPC:when={n}" for n in (1, 2, 3, 4)),
+        *(f"fsync:error=EIO:when={n}" for n in (1, 3, 5, 7)),
         *("rename:error=ENOSPC", "link,linkat:error=ENOSPC"),
     ):
         assert publisher.publish(1, fault) == 1, fault
         assert contents(store) == {"de": 0, "fr": 0, "it": 0}
         assert not list(store.root.rglob("*.tmp.*"))
     # The last fsync comes after the release can be seen: others may have built on it by now.
-    assert publisher.publish(1, "fsync:error=EIO:when=4") == 1
+    assert publisher.publish(1, "fsync:error=EIO:when=8") == 1
     assert contents(store) == {"de": 1, "fr": 1, "it": 0}
 
 

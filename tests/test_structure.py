@@ -14,7 +14,7 @@ TESTS = ROOT / "tests"
 FLOORS = (
     ("files", "environment", "counted", "interactions", "deltas", "losses", "metrics", "optim"),
     ("tables", "tower", "scoring", "base", "batches", "splits", "popularity"),
-    ("configs", "adapters", "stacks", "bank"),
+    ("configs", "adapters", "stacks", "bank", "ladder", "adapt", "arithmetic"),
     ("training", "early_stopping", "ranking", "store", "interchange"),
     ("evaluation", "comparison"),
     ("report",),
@@ -23,6 +23,15 @@ FLOORS = (
 """From the lowest to the highest: a module imports from its own floor and from those below."""
 
 TESTED_IN = {
+    "reclora.arithmetic.averaging": "test_arithmetic",
+    "reclora.arithmetic.compression": "test_arithmetic",
+    "reclora.arithmetic.parts": "test_arithmetic",
+    "reclora.deltas.blocks": "test_deltas",
+    "reclora.deltas.dropout": "test_deltas",
+    "reclora.deltas.per_row": "test_deltas",
+    "reclora.deltas.touched": "test_deltas",
+    "reclora.deltas.weights": "test_deltas",
+    "reclora.deltas.whole_table": "test_deltas",
     "reclora.interactions.stored": "test_log",
     "reclora.interactions.summary": "test_layout",
     "reclora.interactions.workplace": "test_layout",
@@ -31,7 +40,11 @@ TESTED_IN = {
     "reclora.report.page": "test_report",
     "reclora.report.text": "test_report",
     "reclora.store.reading": "test_store",
-    "reclora.store.stacking": "test_packs",
+    "reclora.store.layout": "test_packs",
+    "reclora.store.loading": "test_store",
+    "reclora.store.maps": "test_releases",
+    "reclora.store.placements": "test_releases",
+    "reclora.store.publishing": "test_store",
     "reclora.datasets.planted_truth": "test_planted",
 }
 """Parts of a whole that are tested with it."""

@@ -1,11 +1,13 @@
 """This file is the store of adapters: publish, load, and refuse what belongs to another base model.
 
-    store/packs/<sha256>.safetensors     the adapters of one publish with one config, immutable
-    store/releases/00000042.json         segment -> (pack, index, metrics), immutable
+    store/packs/<sha256>.safetensors            the adapters of one publish, config and parent
+    store/releases/00000042.json                who, when, why, and which packs and map
+    store/releases/maps/<sha256>.safetensors    segment -> (pack, index, metrics)
 
-A release is complete: segments that a publish leaves out are carried over from its parent. It is
-created by link-if-absent: one writer wins a number, the others read the winner's release and
-publish on top of it, so nothing is lost. Names of segments are never part of a path.
+All of them are immutable. A release is complete: segments that a publish leaves out are carried
+over from its parent. It is created by link-if-absent: one writer wins a number, the others read the
+winner's release and publish on top of it, so nothing is lost. Names of segments are never part of a
+path.
 """
 
 from __future__ import annotations
@@ -13,15 +15,20 @@ from __future__ import annotations
 import difflib
 import functools
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reclora.files import make_folder, sha256_of
+from reclora.files import make_folder
+from reclora.store.maps import SegmentMap, map_file
+from reclora.store.placements import Placement, PlacementTable
 from reclora.store.reading import BaseMismatch, StoreError
 from reclora.store.releases import (
-    Placement,
+    MAPS,
+    PackSummary,
     Release,
     read_release,
     release_numbers,
@@ -31,11 +38,13 @@ from reclora.store.releases import (
 # What needs torch is imported where adapters are read or written: a history is shown without torch.
 if TYPE_CHECKING:
     from reclora.adapters import Adapter
-    from reclora.store.packs import Pack
+    from reclora.stacks import AdapterStack
+    from reclora.store.loading import PackReader
 
 __all__ = [
     "AdapterStore",
     "BaseMismatch",
+    "PackSummary",
     "Placement",
     "Release",
     "StoreError",
@@ -65,9 +74,8 @@ class AdapterStore:
         self.root = Path(root)
         self._packs = self.root / "packs"
         self._releases = self.root / "releases"
-        # Packs and releases never change, so what was read stays true.
+        # Releases never change, so what was read stays true.
         self._read_release = functools.lru_cache(maxsize=4)(self._release_of)
-        self._open_pack = functools.lru_cache(maxsize=64)(self._pack_named)
 
     def __repr__(self) -> str:
         return f"AdapterStore({str(self.root)!r})"
@@ -79,43 +87,47 @@ class AdapterStore:
         reason: str,
         author: str | None = None,
         metrics: Mapping[str, Mapping[str, float]] | None = None,
+        serves_parent: Sequence[str] = (),
+        parent: Adapter | None = None,
     ) -> Release:
         """Make `adapters` the current ones of their segments; the other segments stay as they are.
 
         Whole or not at all: readers see the old release or the new one, also of a killed publish.
 
         Args:
-            adapters: at most one a segment, all of one base model; any string names a segment.
+            adapters: at most one a segment, all of one base model; any string names a segment. An
+                `AdapterStack` is written as it is, without work for each adapter.
             reason: why, for the history.
             author: who, for the history.
             metrics: segment -> name -> value, kept with the release; NaN where it is unknown.
+            serves_parent: segments whose own adapter did not help; from now on they are served by
+                the parent.
+            parent: that parent; needed where `adapters` have none, or several.
 
         Raises:
-            StoreError: nothing to publish, a segment twice, numbers that are not finite, tensors
-                that differ between adapters of one config; the error names segment and tensor.
+            StoreError: nothing to publish, a segment twice, numbers that are not finite, segments
+                without the parent that shall serve them, an adapter that stands on more than
+                `MAX_PARENTS`; the error names segment and tensor.
+            AdapterError: tensors differ between adapters of one config and parent.
             BaseMismatch: the adapters are of several bases, or of another than the current release.
             OSError: the disk refused. The old release stays current, but where the very last step
                 failed, the fsync of the folder: then the new one shows, and may not outlast a
                 power cut.
         """
-        from reclora.store.stacking import check_one_base, group_by_config, write_pack
+        from reclora.store.publishing import check_one_base, plan_publish, segments_of
 
         measured = metrics or {}
-        _check_segments([adapter.segment for adapter in adapters], measured)
-        fingerprint = check_one_base(adapters)
+        _check_segments([*segments_of(adapters), *serves_parent], measured)
+        fingerprint = check_one_base(adapters, parent)
         self._check_base(self.current(), fingerprint)
-        groups = group_by_config(adapters)
-        make_folder(self._packs)
-        make_folder(self._releases)
-        placements: dict[str, Placement] = {}
-        for group in groups:
-            name = write_pack(self._packs, group)
-            for index, adapter in enumerate(group):
-                own = {
-                    key: float(value) for key, value in measured.get(adapter.segment, {}).items()
-                }
-                placements[adapter.segment] = Placement(name, index, own)
-        return self._publish_on_top(placements, fingerprint, reason, author)
+        plan = plan_publish(adapters, measured, serves_parent, parent)
+        table = PlacementTable.of(plan.placements)
+        for folder in (self._packs, self._releases / MAPS):
+            make_folder(folder)
+        for pack in plan.packs:
+            pack.file.write(self._packs)
+        summaries = [pack.summary for pack in plan.packs]
+        return self._publish_on_top(table, summaries, fingerprint, reason, author)
 
     def current(self) -> Release | None:
         """Return the release with the highest number; None when nothing was published."""
@@ -156,57 +168,79 @@ class AdapterStore:
         """
         chosen = self._choose(release)
         self._check_base(chosen, base_fingerprint)
-        placement = chosen.segments.get(segment)
-        if placement is None:
+        try:
+            place = chosen.segments[segment]
+        except KeyError:
             raise UnknownSegment(
                 f"release {chosen.number} of {self.root} has no adapter of segment {segment!r}"
                 + _near(segment, chosen.segments)
-            )
-        return self._pack_of(chosen, placement.pack).load({segment: placement.index})[0]
+            ) from None
+        return self._reader.adapter(chosen, segment, place)
+
+    def load_stacks(
+        self, *, base_fingerprint: str, release: Release | int | None = None
+    ) -> list[AdapterStack]:
+        """Return the adapters of all segments of a release, a stack for each of its packs.
+
+        Every byte is checked against the packs' sha256s; nothing is done for each adapter. Segments
+        that their parent serves come as a stack without tensors (config `()`) on that parent: the
+        scores of what `load` gives, without a copy of the parent for each.
+
+        For arguments and errors see `load`.
+        """
+        from reclora.stacks import AdapterStack
+
+        chosen = self._choose(release)
+        self._check_base(chosen, base_fingerprint)
+        own, served = self._reader.stacks(chosen)
+        bare = [
+            AdapterStack(tuple(segments), (), base_fingerprint, {}, {}, parent)
+            for parent, segments in served
+        ]
+        return own + bare
 
     def load_all(
         self, *, base_fingerprint: str, release: Release | int | None = None
     ) -> list[Adapter]:
         """Return the adapters of all segments of a release, sorted by segment.
 
-        They are views of one memory block a tensor; see `load` for arguments and errors.
+        They share the memory of the stacks, and those that one parent serves share its numbers;
+        see `load` for arguments and errors.
         """
         chosen = self._choose(release)
         self._check_base(chosen, base_fingerprint)
-        adapters = [
-            adapter
-            for name, indexes in _by_pack(chosen).items()
-            for adapter in self._pack_of(chosen, name).load(indexes)
-        ]
+        own, served = self._reader.stacks(chosen)
+        adapters = [adapter for stack in own for adapter in stack]
+        adapters += [replace(p, segment=segment) for p, segments in served for segment in segments]
         return sorted(adapters, key=lambda adapter: adapter.segment)
 
     def verify(self, release: Release | int | None = None) -> None:
-        """Read every byte that a release depends on; `load` checks structure, this the sha256s too.
+        """Read every byte that a release depends on, the parents' too, and compare the sha256s.
 
         Raises:
-            StoreError: naming every pack that is missing or damaged.
+            StoreError: naming every file that is missing or damaged.
         """
-        chosen = self._choose(release)
-        problems = []
-        for name, indexes in _by_pack(chosen).items():
-            try:
-                pack = self._pack_of(chosen, name)
-                if sha256_of(pack.path) != name:
-                    raise StoreError(f"{pack.path} is damaged: its sha256 is not its name")
-                pack.load(indexes)
-            except StoreError as error:
-                problems.append(str(error))
+        problems = self._reader.problems(self._choose(release))
         if problems:
             raise StoreError("\n".join(problems))
 
     def _publish_on_top(
-        self, placements: Mapping[str, Placement], fingerprint: str, reason: str, author: str | None
+        self,
+        table: PlacementTable,
+        summaries: Iterable[PackSummary],
+        fingerprint: str,
+        reason: str,
+        author: str | None,
     ) -> Release:
-        """Publish `placements` on top of the newest release, whoever else is publishing."""
+        """Publish `table` on top of the newest release, whoever else is publishing."""
         while True:
             parent = self.current()
             self._check_base(parent, fingerprint)
-            carried = {} if parent is None else parent.segments
+            whole = table if parent is None else table.on_top_of(parent.segments.table)
+            older = () if parent is None else parent.packs
+            known = {summary.pack: summary for summary in (*older, *summaries)}
+            file = map_file(whole)
+            file.write(self._releases / MAPS)
             release = Release(
                 number=1 if parent is None else parent.number + 1,
                 time=datetime.now(UTC).replace(microsecond=0),
@@ -214,7 +248,8 @@ class AdapterStore:
                 reason=reason,
                 parent=None if parent is None else parent.number,
                 base_fingerprint=fingerprint,
-                segments=dict(sorted({**carried, **placements}.items())),
+                packs=tuple(known[pack] for pack in whole.packs),
+                segments=SegmentMap(self._releases / MAPS, file.name, len(whole), whole.packs),
             )
             try:
                 write_release(self._releases, release)
@@ -238,60 +273,31 @@ class AdapterStore:
                 "base it was trained on: use that base, or train again and publish elsewhere"
             )
 
-    def _pack_of(self, release: Release, name: str) -> Pack:
-        try:
-            pack = self._open_pack(name)
-        except FileNotFoundError as error:
-            raise StoreError(
-                f"{error.filename} is missing, release {release.number} needs it; "
-                "restore it from a copy"
-            ) from None
-        if pack.base_fingerprint != release.base_fingerprint:
-            raise BaseMismatch(
-                f"{pack.path} belongs to base {pack.base_fingerprint}, its release "
-                f"{release.number} to {release.base_fingerprint}; restore both from a copy"
-            )
-        return pack
-
     def _release_of(self, number: int) -> Release:
         return read_release(self._releases, number)
 
-    def _pack_named(self, name: str) -> Pack:
-        from reclora.store.packs import open_pack, pack_path
+    @functools.cached_property
+    def _reader(self) -> PackReader:
+        from reclora.store.loading import PackReader
 
-        return open_pack(pack_path(self._packs, name))
+        return PackReader(self._packs)
 
 
 def _check_segments(segments: Sequence[str], metrics: Mapping[str, Mapping[str, float]]) -> None:
     if not segments:
         raise StoreError("nothing to publish: expected at least one adapter, got none")
-    seen: set[str] = set()
-    for segment in segments:
-        if segment in seen:
-            raise StoreError(f"segment {segment!r} comes twice; publish one adapter a segment")
-        seen.add(segment)
-        try:
-            segment.encode()
-        except UnicodeEncodeError:
-            raise StoreError(
-                f"segment {segment!r} has half of a surrogate pair, which is no text; rename it"
-            ) from None
+    distinct = set(segments)
+    if len(distinct) < len(segments):
+        twice = Counter(segments).most_common(1)[0][0]
+        raise StoreError(f"segment {twice!r} comes twice; publish one adapter a segment")
     for segment, values in metrics.items():
-        if segment not in seen:
+        if segment not in distinct:
             raise StoreError(
-                f"metrics of segment {segment!r}, which is not published" + _near(segment, seen)
+                f"metrics of segment {segment!r}, which is not published" + _near(segment, distinct)
             )
         infinite = [name for name, value in values.items() if math.isinf(value)]
         if infinite:
             raise StoreError(f"segment {segment!r}: metric {infinite[0]!r} is infinite")
-
-
-def _by_pack(release: Release) -> dict[str, dict[str, int]]:
-    """Return pack -> segment -> index."""
-    packs: dict[str, dict[str, int]] = {}
-    for segment, placement in release.segments.items():
-        packs.setdefault(placement.pack, {})[segment] = placement.index
-    return packs
 
 
 def _near(segment: str, known: Iterable[str]) -> str:

@@ -1,34 +1,41 @@
-"""This file is the pack: adapters of one config, stacked in one immutable safetensors file.
+"""This file is the pack: a stack of adapters as one immutable file, named by its sha256.
 
-Each tensor of an adapter is stacked over the S segments along its first dimension; `X.offsets`
-(S+1) says whose rows are whose, so that one segment is a slice and 5,000 of them are one file:
+Each tensor X of the stack is a tensor of the file and `X.offsets` says whose rows are whose, so
+that one segment is a slice and 5,000 of them are one file:
 
-    stack X   (sum of T_s, ...)      segment s owns X[offsets[s] : offsets[s + 1]]
+    X   (sum of T_s, ...)      segment s owns X[X.offsets[s] : X.offsets[s + 1]]
 
-The segments' names are stacked the same way, as UTF-8 bytes in `segments`. The file's name is the
-sha256 of its bytes. Any safetensors reader opens it.
+The segments' names are stacked the same way, as UTF-8 bytes in `segments`. The metadata name the
+config, the base model and the pack of the parent, which holds that one adapter and nothing else.
 """
 
-import math
-import os
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from reclora.adapters import Adapter, AdapterConfig
-from reclora.store.reading import (
-    StoreError,
-    check_format,
-    open_regular,
-    parse_json,
-    read_into,
+from reclora.adapters import Adapter
+from reclora.configs import AdapterError, Config, config_from_json, config_to_json
+from reclora.stacks import AdapterStack, check_offsets
+from reclora.store.layout import (
+    ITEM_BYTES,
+    HashedFile,
+    Layout,
+    Region,
+    header_of,
+    is_hash,
+    read_layout,
 )
+from reclora.store.reading import StoreError, open_regular, parse_json, read_into, utf8
 
 DTYPES = {
     "F64": torch.float64,
@@ -40,30 +47,8 @@ DTYPES = {
 }
 """What a pack can hold: safetensors' name -> torch's."""
 
-MAX_HEADER = 2**20
-"""Largest header that is read, in bytes: the worst hostile one costs .3 CPU-s and 20 MB."""
-
 SEGMENTS = "segments"
 OFFSETS = ".offsets"
-
-
-@dataclass(frozen=True)
-class Stack:
-    """One tensor of the file: its first byte is at `start` of the file."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one step along the first dimension."""
-        return self.dtype.itemsize * math.prod(self.shape[1:])
-
-
-def pack_path(folder: Path, name: str) -> Path:
-    """Return the path of the pack with the sha256 `name`."""
-    return folder / f"{name}.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,207 +56,254 @@ class Pack:
     """An open pack: its layout is in memory, its numbers are read when they are asked for."""
 
     path: Path
-    config: AdapterConfig
+    config: Config
     base_fingerprint: str
-    stacks: Mapping[str, Stack]
-    """tensor name -> where its stack is; `segments` is one of them."""
-    offsets: Mapping[str, Tensor]
-    """tensor name -> int64 (S+1): segment s owns the rows offsets[s] .. offsets[s + 1] - 1."""
+    parent: str | None
+    """sha256 of the pack of the adapter that all in this one stand on."""
+    layout: Layout
 
     def __len__(self) -> int:
-        return len(self.offsets[SEGMENTS]) - 1
+        return self.layout.regions[SEGMENTS + OFFSETS].shape[0] - 1
 
-    def load(self, indexes: Mapping[str, int]) -> list[Adapter]:
-        """Read the adapters at `indexes` (segment -> index), in that order.
+    @property
+    def names(self) -> list[str]:
+        """Of an adapter's tensors."""
+        own = (name for name in self.layout.regions if not name.endswith(OFFSETS))
+        return [name for name in own if name != SEGMENTS]
 
-        Only their slices are read; adapters that lie side by side are read at once and are then
-        views of one memory block, which lives as long as any of them.
+    def adapter(self, segment: str, index: int, parent: Adapter | None) -> Adapter:
+        """Read the adapter at `index`: its own slices and nothing else.
+
+        Args:
+            segment: whose adapter it shall be.
+            index: 0..S-1.
+            parent: the adapter of the pack's `parent`.
 
         Raises:
-            StoreError: an index is outside the pack, is another segment's, or has numbers that are
-                not finite.
+            StoreError: the index is outside the pack or is another segment's, a slice is outside
+                its tensor, or it has numbers that are not finite.
         """
-        outside = [segment for segment, index in indexes.items() if not 0 <= index < len(self)]
-        if outside:
-            raise StoreError(
-                f"segment {outside[0]!r}: index {indexes[outside[0]]} is outside {self.path}, "
-                f"which holds {len(self):,} adapters"
-            )
-        found: dict[int, Adapter] = {}
+        self.check_index(segment, index)
         with open_regular(self.path) as descriptor:
-            for first, last in _runs(sorted(set(indexes.values()))):
-                found.update(
-                    zip(range(first, last), self._run(descriptor, first, last), strict=True)
-                )
-        for segment, index in indexes.items():
-            if found[index].segment != segment:
-                raise StoreError(
-                    f"{self.path}: expected segment {segment!r} at index {index}, got "
-                    f"{found[index].segment!r}; release and pack do not belong together"
-                )
-        return [found[index] for index in indexes.values()]
+            found = self._slice(descriptor, SEGMENTS, index).numpy().tobytes()
+            # What is no text becomes what no segment is called.
+            self.check_segment(segment, index, found.decode(errors="surrogateescape"))
+            tensors = {name: self._slice(descriptor, name, index) for name in self.names}
+        for name, tensor in tensors.items():
+            if not is_finite(tensor):
+                raise self._not_finite(name, segment)
+        return Adapter(segment, self.config, self.base_fingerprint, tensors, parent)
 
-    def _run(self, descriptor: int, first: int, last: int) -> list[Adapter]:
-        """Read the adapters first .. last - 1."""
-        parts = {name: self._slices(descriptor, name, first, last) for name in self.stacks}
+    def stack(self, parent: Adapter | None) -> AdapterStack:
+        """Read the whole pack and check every byte of it against its name.
+
+        Its tensors share one memory block, which lives as long as any of them.
+
+        Args:
+            parent: the adapter of the pack's `parent`.
+
+        Raises:
+            StoreError: its sha256 is not its name, its offsets do not divide its tensors, a
+                segment is there twice or is no text, or numbers are not finite.
+        """
+        raw = np.empty(self.layout.size, np.uint8)
+        with open_regular(self.path) as descriptor:
+            read_into(descriptor, raw.data, 0, self.path)
+        if hashlib.sha256(raw.data).hexdigest() != self.path.stem:
+            raise StoreError(
+                f"{self.path} is damaged: its sha256 is not its name; restore it from a copy"
+            )
+        tensors = {name: _tensor(raw, region) for name, region in self.layout.regions.items()}
+        stack = self._stack_of(tensors, parent)
+        for name, tensor in stack.tensors.items():
+            if not is_finite(tensor):
+                raise self._not_finite(name, _first_not_finite(name, stack))
+        return stack
+
+    def check_index(self, segment: str, index: int) -> None:
+        """Refuse a place that the pack has not; raises StoreError."""
+        if not 0 <= index < len(self):
+            raise StoreError(
+                f"segment {segment!r}: index {index} is outside {self.path}, which holds "
+                f"{len(self):,} adapters"
+            )
+
+    def check_segment(self, segment: str, index: int, found: str) -> None:
+        """Refuse what is at `index` where it is not the adapter of `segment`; raises StoreError."""
+        if found != segment:
+            raise StoreError(
+                f"{self.path}: expected segment {segment!r} at index {index}, got {found!r}; "
+                "release and pack do not belong together"
+            )
+
+    def check_single(self) -> None:
+        """Refuse a pack of several adapters where one is expected; raises StoreError."""
+        if len(self) != 1:
+            raise StoreError(
+                f"{self.path} holds {len(self):,} adapters, expected that of one parent; restore "
+                "it and its release from a copy"
+            )
+
+    def _stack_of(self, tensors: Mapping[str, Tensor], parent: Adapter | None) -> AdapterStack:
+        bounds, text = tensors[SEGMENTS + OFFSETS], tensors[SEGMENTS]
         try:
-            segments = [bytes(part.numpy()).decode() for part in parts.pop(SEGMENTS)]
-        except UnicodeDecodeError as error:
-            raise StoreError(f"{self.path} is damaged: a segment's name: {error}") from None
-        return [
-            Adapter(
-                segment,
+            check_offsets(SEGMENTS, bounds, text, len(self))
+            names = text.numpy().tobytes()
+            return AdapterStack(
+                tuple(names[a:b].decode() for a, b in pairwise(bounds.tolist())),
                 self.config,
                 self.base_fingerprint,
-                {name: slices[i] for name, slices in parts.items()},
+                {name: tensors[name] for name in self.names},
+                {name: tensors[name + OFFSETS] for name in self.names},
+                parent,
             )
-            for i, segment in enumerate(segments)
-        ]
+        except (AdapterError, UnicodeDecodeError) as error:
+            raise StoreError(f"{self.path} is damaged: {error}") from None
 
-    def _slices(self, descriptor: int, name: str, first: int, last: int) -> list[Tensor]:
-        """Read the slices of tensor `name` of the adapters first .. last - 1."""
-        stack = self.stacks[name]
-        bounds = self.offsets[name][first : last + 1].tolist()
-        start = stack.start + bounds[0] * stack.row_bytes
-        rows = _read(
-            descriptor, self.path, stack.dtype, (bounds[-1] - bounds[0], *stack.shape[1:]), start
-        )
-        slices = list(torch.split(rows, [end - begin for begin, end in pairwise(bounds)]))
-        if not is_finite(rows):
-            index = next(first + i for i, part in enumerate(slices) if not is_finite(part))
+    def _slice(self, descriptor: int, name: str, index: int) -> Tensor:
+        """Read what the adapter at `index` has of tensor `name`."""
+        region, offsets = self.layout.regions[name], self.layout.regions[name + OFFSETS]
+        bounds = np.empty(2, "<i8")
+        read_into(descriptor, bounds.view(np.uint8).data, offsets.start + 8 * index, self.path)
+        first, last = bounds.tolist()
+        if not 0 <= first <= last <= region.shape[0]:
             raise StoreError(
-                f"{self.path} is damaged: {name} at index {index} has NaN or infinite numbers"
+                f"{self.path} is damaged: the offsets of {name!r} at index {index} are {first} "
+                f"and {last}, expected to rise within 0 .. {region.shape[0]:,}"
             )
-        return slices
+        raw = np.empty((last - first) * region.row_bytes, np.uint8)
+        read_into(descriptor, raw.data, region.start + first * region.row_bytes, self.path)
+        return _tensor(raw, replace(region, shape=(last - first, *region.shape[1:]), start=0))
+
+    def _not_finite(self, name: str, segment: str) -> StoreError:
+        return StoreError(
+            f"{self.path} is damaged: segment {segment!r}: {name} has NaN or infinite numbers"
+        )
 
 
 def open_pack(path: Path) -> Pack:
-    """Read the layout of the pack at `path`; its size in memory is that of its offsets.
+    """Read the layout of the pack at `path`.
 
     Raises:
         StoreError: the file is no pack, damaged, or of a newer format.
         FileNotFoundError: it is not there.
     """
     with open_regular(path) as descriptor:
-        header, data = _read_header(descriptor, path)
-        metadata = header.pop("__metadata__", None)
-        if not isinstance(metadata, dict):
-            raise StoreError(f"{path} is no pack of a reclora store: it has no metadata")
-        _check_metadata(metadata, path)
-        stacks = _stacks_of(header, data, os.fstat(descriptor).st_size, path)
-        offsets = {
-            name.removesuffix(OFFSETS): _read_offsets(descriptor, name, stacks, path)
-            for name in stacks
-            if name.endswith(OFFSETS)
-        }
-    stacks = {name: stack for name, stack in stacks.items() if not name.endswith(OFFSETS)}
-    if stacks.keys() != offsets.keys() or SEGMENTS not in stacks:
-        odd = sorted((stacks.keys() ^ offsets.keys()) | ({SEGMENTS} - stacks.keys()))
-        raise StoreError(f"{path} is damaged: {odd} lacks its stack or its offsets")
-    if stacks[SEGMENTS].dtype != torch.uint8 or len(stacks[SEGMENTS].shape) != 1:
+        layout = read_layout(descriptor, path, {"base_fingerprint", "config", "parent"})
+    _check_regions(layout.regions, path)
+    parent = layout.metadata["parent"] or None
+    if parent is not None and not is_hash(parent):
+        raise StoreError(f"{path} is damaged: its parent is no sha256: {parent[:100]!r}")
+    config = _config_of(layout.metadata["config"], path)
+    return Pack(path, config, layout.metadata["base_fingerprint"], parent, layout)
+
+
+def pack_file(stack: AdapterStack, parent: str | None) -> HashedFile:
+    """Return the file of `stack`; its bytes depend on nothing else.
+
+    Args:
+        stack: at least one adapter.
+        parent: sha256 of the pack of its parent.
+
+    Raises:
+        StoreError: a tensor has a name or type that no pack has, numbers that are not finite, or
+            there are too many tensors; the error names segment and tensor.
+    """
+    tensors = _contents(stack)
+    # Wide numbers first: then every tensor is aligned for readers that map the file.
+    order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
+    types = {dtype: name for name, dtype in DTYPES.items()}
+    header = header_of(
+        {
+            "base_fingerprint": stack.base_fingerprint,
+            "config": json.dumps(config_to_json(stack.config), allow_nan=False),
+            "parent": parent or "",
+        },
+        {name: (types[tensors[name].dtype], tuple(tensors[name].shape)) for name in order},
+    )
+    return HashedFile.of([header, *(_bytes_of(tensors[name]) for name in order)])
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether `tensor` has no NaN and no infinite number."""
+    if not tensor.is_floating_point():
+        return True
+    if tensor.dtype == torch.bfloat16:
+        # numpy has no bfloat16; its exponent is all ones in what is not finite.
+        exponent = tensor.view(torch.int16).numpy() & 0x7F80
+        return not bool((exponent == 0x7F80).any())
+    return bool(np.isfinite(tensor.numpy()).all())
+
+
+def _contents(stack: AdapterStack) -> dict[str, Tensor]:
+    """Return every tensor of the file, checked."""
+    names = [utf8(segment) for segment in stack.segments]
+    contents = {
+        SEGMENTS: torch.from_numpy(np.frombuffer(bytearray(b"".join(names)), np.uint8)),
+        SEGMENTS + OFFSETS: torch.tensor([0, *map(len, names)]).cumsum(0),
+    }
+    for name, tensor in stack.tensors.items():
+        if name == SEGMENTS or name.endswith(OFFSETS):
+            raise StoreError(
+                f"segment {stack.segments[0]!r}: the name {name!r} is the pack's own; rename the "
+                "tensor"
+            )
+        if tensor.dtype not in DTYPES.values():
+            raise StoreError(
+                f"segment {stack.segments[0]!r}: {name} is {tensor.dtype}; a pack holds "
+                f"{', '.join(str(dtype) for dtype in DTYPES.values())}"
+            )
+        contents[name] = tensor.detach().cpu().contiguous()
+        contents[name + OFFSETS] = stack.offsets[name].cpu().contiguous()
+        if not is_finite(contents[name]):
+            raise StoreError(
+                f"segment {_first_not_finite(name, stack)!r}: {name} has NaN or infinite numbers; "
+                "such an adapter is never published"
+            )
+    return contents
+
+
+def _first_not_finite(name: str, stack: AdapterStack) -> str:
+    return next(a.segment for a in stack if not is_finite(a.tensors[name].detach().cpu()))
+
+
+def _check_regions(regions: Mapping[str, Region], path: Path) -> None:
+    """Check that each tensor of a pack has its offsets, all for the same number of segments."""
+    offsets = {name: region for name, region in regions.items() if name.endswith(OFFSETS)}
+    divided = {name for name in regions if name not in offsets}
+    odd = divided ^ {name.removesuffix(OFFSETS) for name in offsets} | ({SEGMENTS} - divided)
+    if odd:
+        raise StoreError(f"{path} is damaged: {sorted(odd)} lacks its tensor or its offsets")
+    if any(regions[name].dtype not in DTYPES for name in divided):
+        raise StoreError(f"{path} is damaged: a pack holds {', '.join(DTYPES)}")
+    if regions[SEGMENTS].dtype != "U8" or len(regions[SEGMENTS].shape) != 1:
         raise StoreError(f"{path} is damaged: the segments' names are no bytes")
-    if len({len(bounds) for bounds in offsets.values()}) != 1:
+    for name, region in offsets.items():
+        if region.dtype != "I64" or len(region.shape) != 1 or region.shape[0] < 1:
+            raise StoreError(f"{path} is damaged: {name!r} are no offsets")
+    if len({region.shape for region in offsets.values()}) != 1:
         raise StoreError(f"{path} is damaged: its tensors have not the same number of segments")
-    config = _config_of(metadata["config"], path)
-    return Pack(path, config, metadata["base_fingerprint"], stacks, offsets)
 
 
-def _read_header(descriptor: int, path: Path) -> tuple[dict[str, Any], int]:
-    """Return the parsed header and where the data starts."""
-    prefix = bytearray(8)
-    read_into(descriptor, memoryview(prefix), 0, path)
-    length = int.from_bytes(prefix, "little")
-    if length > MAX_HEADER:
-        raise StoreError(
-            f"{path} is no pack: its header claims {length:,} bytes, expected at most "
-            f"{MAX_HEADER:,}"
-        )
-    text = bytearray(length)
-    read_into(descriptor, memoryview(text), 8, path)
-    return parse_json(text, path), 8 + length
-
-
-def _check_metadata(metadata: Mapping[str, object], path: Path) -> None:
-    expected = {"format", "needs", "base_fingerprint", "config"}
-    # By safetensors' rule metadata are strings, the number too.
-    text = str(metadata.get("format"))
-    number = int(text) if re.fullmatch("[0-9]{1,9}", text) else text
-    check_format(number, metadata.get("needs"), path)
-    if metadata.keys() != expected or not all(isinstance(v, str) for v in metadata.values()):
-        raise StoreError(
-            f"{path} is damaged: expected the metadata {sorted(expected)}, got {sorted(metadata)}"
-        )
-
-
-def _stacks_of(header: Mapping[str, Any], data: int, size: int, path: Path) -> dict[str, Stack]:
-    """Check that the tensors of `header` fill the bytes data .. size - 1, and return them."""
-    stacks = {}
-    end = 0
-    try:
-        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            start, stop = entry["data_offsets"]
-            stack = Stack(DTYPES[entry["dtype"]], _shape_of(entry["shape"]), data + start)
-            if start != end:
-                raise ValueError(f"{name!r} starts at byte {start}, expected {end}")
-            if stop - start != stack.row_bytes * stack.shape[0]:
-                raise ValueError(f"{name!r} of shape {stack.shape} does not fill {start}..{stop}")
-            stacks[name], end = stack, stop
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(
-            f"{path} is damaged: {type(error).__name__}: {error}; restore it from a copy"
-        ) from None
-    if data + end != size:
-        raise StoreError(f"{path} is damaged: its tensors end at {data + end}, the file at {size}")
-    return stacks
-
-
-def _shape_of(numbers: Sequence[object]) -> tuple[int, ...]:
-    """Check a shape that a file claims: a stack of up to 7 dimensions that a tensor can have."""
-    shape = tuple(number for number in numbers[:8] if type(number) is int)
-    is_whole = len(shape) == len(numbers) and all(0 <= number < 2**40 for number in shape)
-    if not is_whole or not shape or math.prod(shape[1:]) >= 2**40:
-        raise ValueError(f"no shape of a stack: {numbers[:8]!r}")
-    return shape
-
-
-def _read_offsets(descriptor: int, name: str, stacks: Mapping[str, Stack], path: Path) -> Tensor:
-    """Read the offsets `name` and check that they divide their stack."""
-    stack = stacks[name]
-    if stack.dtype != torch.int64 or len(stack.shape) != 1 or stack.shape[0] < 1:
-        raise StoreError(f"{path} is damaged: {name!r} are no offsets")
-    divided = stacks.get(name.removesuffix(OFFSETS))
-    bounds = _read(descriptor, path, stack.dtype, stack.shape, stack.start)
-    rows = divided.shape[0] if divided is not None else 0
-    if bounds[0] != 0 or bounds[-1] != rows or bool((bounds[1:] < bounds[:-1]).any()):
-        raise StoreError(f"{path} is damaged: {name!r} do not rise from 0 to {rows:,}")
-    return bounds
-
-
-def _config_of(text: str, path: Path) -> AdapterConfig:
+def _config_of(text: str, path: Path) -> Config:
     values = parse_json(text, path)
     try:
-        if not all(isinstance(value, str | int | float) for value in values.values()):
-            raise TypeError(f"expected text and numbers, got {values!r}")
-        return AdapterConfig(**values)
+        return config_from_json(values)
     except (TypeError, ValueError) as error:
         raise StoreError(f"{path} has a config that this reclora does not know: {error}") from None
 
 
-def _read(
-    descriptor: int, path: Path, dtype: torch.dtype, shape: tuple[int, ...], start: int
-) -> Tensor:
-    """Read one tensor from byte `start` of the file."""
-    raw = torch.empty(dtype.itemsize * math.prod(shape), dtype=torch.uint8)
-    read_into(descriptor, raw.numpy().data, start, path)
-    return raw.view(dtype).reshape(shape)
+def _tensor(raw: NDArray[np.uint8], region: Region) -> Tensor:
+    """View a region of a file's bytes; `raw` starts at the file's first byte."""
+    dtype = DTYPES[region.dtype]
+    part = raw[region.start : region.start + region.num_bytes]
+    if not len(part):
+        return torch.empty(region.shape, dtype=dtype)
+    if region.start % ITEM_BYTES[region.dtype]:
+        # Not as this version writes it; torch wants its numbers aligned.
+        part = part.copy()
+    return torch.from_numpy(part).view(dtype).reshape(region.shape)
 
 
-def _runs(indexes: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the runs [first, last) of ascending `indexes`: 1, 2, 3, 7 -> (1, 4), (7, 8)."""
-    breaks = [at for at in range(1, len(indexes)) if indexes[at] != indexes[at - 1] + 1]
-    bounds = pairwise([0, *breaks, len(indexes)])
-    return [(indexes[begin], indexes[end - 1] + 1) for begin, end in bounds]
-
-
-def is_finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

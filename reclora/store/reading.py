@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 1
-"""The format of the packs and releases that this version writes and reads."""
+"""The format of the packs, maps and releases that this version writes and reads."""
 
 NEEDS = "0.1.0"
 """The first version of reclora that reads `FORMAT`."""
+
+MAX_PARENTS = 8
+"""On how many others an adapter stands at most: parent, its parent, and so on."""
 
 
 class StoreError(ValueError):
@@ -25,6 +28,20 @@ class StoreError(ValueError):
 
 class BaseMismatch(StoreError):
     """An adapter of one base model was offered to, or asked for, another."""
+
+
+def utf8(segment: str) -> bytes:
+    """Return the bytes that stand for a segment's name on disk.
+
+    Raises:
+        StoreError: the name is no text.
+    """
+    try:
+        return segment.encode()
+    except UnicodeEncodeError:
+        raise StoreError(
+            f"segment {segment!r} has half of a surrogate pair, which is no text; rename it"
+        ) from None
 
 
 @contextlib.contextmanager

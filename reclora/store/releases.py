@@ -1,10 +1,14 @@
-"""This file is the release: one immutable map segment -> adapter; the highest number is current.
+"""This file is the release: what was made current, when, why and by whom.
 
+    releases/00000042.json     small and readable; names its packs and its map by their sha256
+
+The highest number is current.
 Needs no torch, so that a history is shown at once.
 """
 
+from __future__ import annotations
+
 import json
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -14,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from reclora.files import atomic_write
+from reclora.store.layout import is_hash
+from reclora.store.maps import SegmentMap
 from reclora.store.reading import (
     FORMAT,
     NEEDS,
@@ -24,20 +30,23 @@ from reclora.store.reading import (
     read_into,
 )
 
-MAX_BYTES = 2**28
-"""Largest release file that is read: about 1.5 million segments."""
+MAX_BYTES = 2**21
+"""Largest release file that is read: some thousands of packs."""
+
+MAPS = "maps"
+"""The folder of the maps, below that of the releases."""
 
 
 @dataclass(frozen=True)
-class Placement:
-    """Where the adapter of one segment is, and how good it was."""
+class PackSummary:
+    """What a history shows of a pack."""
 
     pack: str
-    """sha256 of the pack that holds it, in hex."""
-    index: int
-    """Its position in the pack, 0..S-1."""
-    metrics: Mapping[str, float]
-    """What was measured for it when it was published; NaN where there was nothing to measure."""
+    """Its sha256, in hex."""
+    config: Mapping[str, Any]
+    """The settings of its adapters, as the pack has them: kinds, rank, alpha."""
+    parent: str | None
+    """sha256 of the pack of the adapter that its adapters stand on."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +65,10 @@ class Release:
     """The release that it changed; None for the first."""
     base_fingerprint: str
     """Fingerprint of the base model that all its adapters belong to."""
-    segments: Mapping[str, Placement]
-    """segment -> where its adapter is."""
+    packs: tuple[PackSummary, ...]
+    """Every pack that holds an adapter of it."""
+    segments: SegmentMap
+    """segment -> `Placement`: where its adapter is; looked up on the disk when it is asked."""
 
 
 def release_numbers(folder: Path) -> list[int]:
@@ -75,17 +86,13 @@ def release_path(folder: Path, number: int) -> Path:
 
 
 def write_release(folder: Path, release: Release) -> None:
-    """Write `release`; of several writers of one number one wins.
+    """Write `release`, whose map is written already; of several writers of one number one wins.
 
     Raises:
         FileExistsError: the number is taken.
-        StoreError: too many segments for `MAX_BYTES`.
+        StoreError: too many packs for `MAX_BYTES`.
         OSError: the disk refused; nothing is published.
     """
-    segments = {
-        segment: {"pack": place.pack, "index": place.index, "metrics": _nullable(place.metrics)}
-        for segment, place in release.segments.items()
-    }
     content = {
         "format": FORMAT,
         "needs": NEEDS,
@@ -95,21 +102,27 @@ def write_release(folder: Path, release: Release) -> None:
         "reason": release.reason,
         "parent": release.parent,
         "base": release.base_fingerprint,
-        "segments": segments,
+        "num_segments": len(release.segments),
+        "segments": release.segments.path.stem,
+        "packs": [
+            {"pack": pack.pack, "parent": pack.parent, "config": pack.config}
+            for pack in release.packs
+        ],
     }
-    # ASCII, so that no editor or normalising file system can turn one segment into its twin.
-    text = json.dumps(content, ensure_ascii=True, allow_nan=False)
+    # ASCII, so that no editor or normalising file system can turn one text into its twin.
+    lines = (f"{json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in content.items())
+    text = "{\n" + ",\n".join(lines) + "\n}\n"
     if len(text) >= MAX_BYTES:
         raise StoreError(
-            f"{len(segments):,} segments need {len(text):,} bytes, a release has at most "
-            f"{MAX_BYTES:,}; keep several stores"
+            f"{len(release.packs):,} packs need {len(text):,} bytes, a release has at most "
+            f"{MAX_BYTES:,}; publish all segments at once, so that old packs are needed no more"
         )
     with atomic_write(release_path(folder, release.number), replace=False) as temporary:
-        temporary.write_text(text + "\n", encoding="ascii")
+        temporary.write_text(text, encoding="ascii")
 
 
 def read_release(folder: Path, number: int) -> Release:
-    """Read release `number`.
+    """Read release `number`; its map is read later, as far as it is needed.
 
     Raises:
         StoreError: the file is damaged, larger than `MAX_BYTES` or of a newer format.
@@ -125,7 +138,7 @@ def read_release(folder: Path, number: int) -> Release:
     content = parse_json(text, path)
     check_format(content.get("format"), content.get("needs"), path)
     try:
-        release = _release_of(content)
+        release = _release_of(content, folder)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise StoreError(
             f"{path} is damaged: {type(error).__name__}: {error}; restore it"
@@ -135,11 +148,18 @@ def read_release(folder: Path, number: int) -> Release:
     return release
 
 
-def _release_of(content: dict[str, Any]) -> Release:
+def _release_of(content: dict[str, Any], folder: Path) -> Release:
     time = datetime.fromisoformat(content["time"])
     if time.tzinfo is None:
         raise ValueError(f"time {content['time']!r} has no time zone")
     parent, author = content["parent"], content["author"]
+    packs = tuple(_pack_of(pack) for pack in content["packs"])
+    names = tuple(pack.pack for pack in packs)
+    if len(set(names)) < len(names):
+        raise ValueError("a pack is named twice")
+    num_segments = content["num_segments"]
+    if type(num_segments) is not int or num_segments < 0:
+        raise ValueError(f"expected a number of segments, got {num_segments!r}")
     return Release(
         number=_whole(content["number"]),
         time=time,
@@ -147,31 +167,22 @@ def _release_of(content: dict[str, Any]) -> Release:
         reason=_text(content["reason"]),
         parent=None if parent is None else _whole(parent),
         base_fingerprint=_text(content["base"]),
-        segments={
-            segment: _placement_of(segment, place) for segment, place in content["segments"].items()
-        },
+        packs=packs,
+        segments=SegmentMap(folder / MAPS, _hash(content["segments"]), num_segments, names),
     )
 
 
-def _placement_of(segment: str, place: dict[str, Any]) -> Placement:
-    pack, index = place["pack"], place["index"]
-    # The pack becomes part of a path: nothing but a hash may.
-    if re.fullmatch(r"[0-9a-f]{64}", pack) is None or type(index) is not int or index < 0:
-        raise ValueError(f"segment {segment!r}: no place in a pack: {pack!r}, {index!r}")
-    metrics = {name: _number(value) for name, value in place["metrics"].items()}
-    return Placement(pack, index, metrics)
+def _pack_of(content: dict[str, Any]) -> PackSummary:
+    config, parent = content["config"], content["parent"]
+    if not isinstance(config, dict):
+        raise ValueError(f"expected the settings of a pack, got {config!r}")
+    return PackSummary(_hash(content["pack"]), config, None if parent is None else _hash(parent))
 
 
-def _nullable(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: None if math.isnan(value) else value for name, value in metrics.items()}
-
-
-def _number(value: object) -> float:
-    if value is None:
-        return math.nan
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"expected a finite number or null, got {value!r}")
-    return float(value)
+def _hash(value: object) -> str:
+    if not isinstance(value, str) or not is_hash(value):
+        raise ValueError(f"expected a sha256, got {value!r}")
+    return value
 
 
 def _whole(value: object) -> int:
