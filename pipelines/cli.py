@@ -106,7 +106,7 @@ def pretrain(settings: SettingsFile, overrides: Overrides = None) -> None:
 
 @app.command()
 def retrain(settings: SettingsFile, overrides: Overrides = None) -> None:
-    """Train one adapter per segment in one pass, publish, evaluate and report.
+    """Train a pooled adapter and on it one per segment in one pass, evaluate, report and publish.
 
     Example: reclora retrain run.toml
     """

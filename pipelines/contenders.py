@@ -91,6 +91,12 @@ def contenders(settings: RunSettings) -> tuple[Contender, ...]:
     return (*pooled, replace(own, model=ALONE), replace(own, has_parent=True))
 
 
+def rungs_of(settings: RunSettings) -> dict[str, AdapterConfig]:
+    """The rungs that a run picks from; none where every segment gets all that [adapter] says."""
+    is_picked = settings.parent == "pooled" and settings.kinds == "auto"
+    return rungs(settings.adapter) if is_picked else {}
+
+
 SEARCHED = ("rows_lr", "bias_lr", "l2", "shrinkage")
 """What of the training a search chooses."""
 
@@ -150,6 +156,9 @@ def train_contender(
         ground = ground.pooled
     parent = ground.parent if contender.has_parent else None
     bank = AdapterBank.for_log(ground.base, ground.log, contender.config, seed, parent)
+    if not any(delta.kind in ("rows", "basis") for _, delta in bank.deltas()):
+        # The full fine-tune and the low rungs have no row factor to drop from.
+        config = replace(config, row_dropout=0.0)
     judge = RankingJudge(ground.held_out)
     return Trained(contender, bank, train(bank, ground.log, config, judge=judge, seed=seed))
 
@@ -185,7 +194,7 @@ def choose(contender: Contender, ground: Ground, settings: RunSettings, progress
     tried: list[tuple[TrainingConfig, float]] = []
     chosen, stopped, best = settings.training, None, -np.inf
     configs = grid(settings.training, settings.search)
-    ladder = rungs(settings.adapter) if contender.has_parent and settings.kinds == "auto" else {}
+    ladder = rungs_of(settings) if contender.has_parent else {}
     steps = len(configs) + len(ladder)
     for config in configs:
         trained = train_contender(contender, stopping, config, settings.seeds[0])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
+from reclora.bank import AdapterBank
 from reclora.comparison import compare, means
 from reclora.configs import AdapterConfig
 from reclora.evaluation import HeldOut
@@ -96,10 +97,12 @@ def segment_states(windows: Windows, subject: Trained, parent_helped: bool) -> p
                 "train users": train[1],
                 "validation rows": validation[0],
                 "test rows": test[0],
-                "deltas": describe(subject.bank.configs[code]),
+                "deltas": describe(_of_base(subject.bank, code)),
                 "numbers": subject.bank.adapter(name).num_numbers if epoch else 0,
                 "best epoch": epoch,
-                "state": _state(epoch, train[0], validation[0], otherwise),
+                "state": _state(
+                    epoch, train[0], validation[0], subject.bank.has_delta(code), otherwise
+                ),
             }
         )
     return pd.DataFrame(rows)
@@ -108,6 +111,12 @@ def segment_states(windows: Windows, subject: Trained, parent_helped: bool) -> p
 def _count(log: Interactions, code: int) -> tuple[int, int]:
     rows = slice(int(log.offsets[code]), int(log.offsets[code + 1]))
     return rows.stop - rows.start, len(np.unique(log.user_rows[rows]))
+
+
+def _of_base(bank: AdapterBank, code: int) -> AdapterConfig:
+    """A segment's config, but for the tower that the base has not."""
+    config = bank.configs[code]
+    return config if bank.base.tower is not None else replace(config, tower="none")
 
 
 def describe(config: AdapterConfig) -> str:
@@ -122,13 +131,17 @@ def describe(config: AdapterConfig) -> str:
     return ", ".join(kinds) or "none"
 
 
-def _state(best_epoch: int, train_rows: int, validation_rows: int, otherwise: str) -> str:
+def _state(
+    best_epoch: int, train_rows: int, validation_rows: int, has_delta: bool, otherwise: str
+) -> str:
     if best_epoch:
         return "adapter published"
     if not train_rows:
         return f"{otherwise}: no interactions in the train window"
     if not validation_rows:
         return f"{otherwise}: no interactions to validate on"
+    if not has_delta:
+        return f"{otherwise}: an adapter of its own did not help segments of its size"
     return f"{otherwise}: no epoch was better on validation"
 
 
@@ -237,8 +250,9 @@ def _published(settings: RunSettings, measured: Measured) -> str:
     chosen = (results["metric"] == metric) & (results["k"] == k)
     own = results[chosen & (results["model"] == SUBJECT) & (results["seed"] == seed)]
     return (
-        f"Published are the adapters of seed {seed}, of the segments whose state below says so; "
-        f"that seed alone has {measured.measure} {own['value'].mean():.4f}."
+        f"Published are the adapters of seed {seed}, of the segments whose state below says so, "
+        "and the pooled adapter of that seed where it serves a segment; that seed alone has "
+        f"{measured.measure} {own['value'].mean():.4f}."
     )
 
 

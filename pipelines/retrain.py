@@ -25,7 +25,7 @@ from reclora.splits import WINDOWS, Windows, split
 from reclora.store import AdapterStore, BaseMismatch, Release
 from reclora.training import train
 
-from .contenders import POOLED, Ground, choose, contenders, train_contender
+from .contenders import POOLED, Ground, choose, contenders, rungs_of, train_contender
 from .prepare import prepare
 from .pretrain import check_earlier, hold_out_some, pretrain
 from .progress import step
@@ -184,9 +184,12 @@ def _check_adapter(settings: RunSettings, base: BaseModel, log: Interactions) ->
     """Train on nothing: a config that does not fit is refused before hours of training, not after.
 
     Raises:
-        ValueError: the rank is above the base's embedding_dim, or there is no delta to train.
+        ValueError: the rank is above the base's embedding_dim, there is no delta to train, or no
+            row factor to drop from.
     """
     nothing = log.select(np.zeros(len(log), bool))
+    for kinds in rungs_of(settings).values():
+        AdapterBank.for_log(base, nothing, kinds)
     train(
         AdapterBank.for_log(base, nothing, settings.adapter), nothing, settings.training, judge=None
     )

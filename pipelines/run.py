@@ -78,7 +78,7 @@ class BaseSettings:
 
 @dataclass(frozen=True)
 class Search:
-    """The grid on which every compared model's rates are chosen, on validation.
+    """The grid on which every compared model's rates and penalties are chosen, on validation.
 
     It takes the place of what [training] says of them; an empty list leaves that as it is.
     """
@@ -86,7 +86,7 @@ class Search:
     rows_lr: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
     bias_lr: tuple[float, ...] = (0.01, 0.05)
     l2: tuple[float, ...] = (0.05,)
-    shrinkage: tuple[float, ...] = (0.0,)
+    shrinkage: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,8 @@ class RunSettings:
     frozen), which also serves the segments whose own adapter does not help; or the base alone."""
     kinds: Literal["auto", "given"] = "auto"
     """Which deltas a segment's own adapter has: `auto` picks by how much data segments have, judged
-    on validation (see `reclora.ladder`); `given`: all that [adapter] says, for every segment."""
+    on validation (see `reclora.ladder`), where they have a parent; `given`: all that [adapter]
+    says, for every segment."""
     training: TrainingConfig = TrainingConfig()
     search: Search = Search()
     unknown: Literal["drop", "grow"] = "drop"

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reclora.adapters import Adapter
+    from reclora.arithmetic import average, recompress
     from reclora.bank import AdapterBank
     from reclora.base import BaseModel
     from reclora.comparison import compare, means
@@ -29,14 +30,17 @@ if TYPE_CHECKING:
     from reclora.evaluation import EvaluationConfig, RankingJudge, evaluate, hold_out
     from reclora.interactions import IdMap, Interactions, LogContract, prepare_log
     from reclora.interchange import import_base
+    from reclora.optim import RowwiseAdagrad
     from reclora.ranking import UserItems, rank
     from reclora.report import Report, write_report
     from reclora.splits import SplitConfig, split
+    from reclora.stacks import AdapterStack
     from reclora.store import AdapterStore
     from reclora.training import HeldOutLoss, TrainingConfig, train
 
 _NAMES = {
     "adapters": ("Adapter",),
+    "arithmetic": ("average", "recompress"),
     "bank": ("AdapterBank",),
     "base": ("BaseModel",),
     "comparison": ("compare", "means"),
@@ -44,9 +48,11 @@ _NAMES = {
     "evaluation": ("EvaluationConfig", "RankingJudge", "evaluate", "hold_out"),
     "interactions": ("IdMap", "Interactions", "LogContract", "prepare_log"),
     "interchange": ("import_base",),
+    "optim": ("RowwiseAdagrad",),
     "ranking": ("UserItems", "rank"),
     "report": ("Report", "write_report"),
     "splits": ("SplitConfig", "split"),
+    "stacks": ("AdapterStack",),
     "store": ("AdapterStore",),
     "training": ("HeldOutLoss", "TrainingConfig", "train"),
 }

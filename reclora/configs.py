@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
@@ -158,7 +159,7 @@ def config_to_json(config: Config) -> dict[str, Any]:
     """What `config_from_json` makes the same config of."""
     if isinstance(config, AdapterConfig):
         return asdict(config)
-    return {"deltas": [asdict(delta) for delta in config]}
+    return {"deltas": [{**asdict(delta), "targets": list(delta.targets)} for delta in config]}
 
 
 def config_from_json(values: Mapping[str, Any]) -> Config:
@@ -167,7 +168,7 @@ def config_from_json(values: Mapping[str, Any]) -> Config:
     Raises:
         TypeError, ValueError: it is none; the message says why.
     """
-    if values.keys() != {"deltas"}:
+    if not isinstance(values, Mapping) or values.keys() != {"deltas"}:
         return AdapterConfig(**_checked(AdapterConfig, values))
     if not isinstance(values["deltas"], list):
         raise TypeError(f"expected a list of deltas, got {values['deltas']!r}")
@@ -242,9 +243,9 @@ def check_low_rank(where: str, rank: int, alpha: float, init: str) -> None:
     Raises:
         AdapterError: rank is below 1, alpha not positive, or init not known.
     """
-    if rank < 1:
-        raise AdapterError(f"{where}: rank must be at least 1, got {rank}")
-    if not 0 < alpha < float("inf"):
+    if not 1 <= rank < 1 << 31:
+        raise AdapterError(f"{where}: rank must be at least 1 (and below 2^31), got {rank}")
+    if not 0 < alpha <= sys.float_info.max:
         raise AdapterError(f"{where}: alpha must be a positive number, got {alpha}")
     check_name(f"{where}: init", init, get_args(Init))
 

@@ -7,7 +7,7 @@ over all segments of that size together, since one small segment cannot tell.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from reclora.configs import AdapterConfig
+from reclora.configs import LADDER, AdapterConfig, table_kinds
 
 PARENT = "parent"
 """The rung without a delta: the segment is served by its parent."""
@@ -32,8 +32,9 @@ def rungs(top: AdapterConfig) -> dict[str, AdapterConfig]:
         basis     and the tables by `basis`, not `map`      T + (T_users + T_items) R
         top       all that `top` says
 
-    What `top` leaves frozen stays frozen on every rung; a rung that says what one below it says is
-    left out.
+    No rung has a kind above the table's own in `top`: there the table has all that `top` says of
+    it, and what `top` leaves frozen stays frozen. A rung that says what one below it says is left
+    out.
     """
     nothing = replace(
         top, user_table="none", item_table="none", item_bias="none", tower="none", magnitude=False
@@ -41,7 +42,7 @@ def rungs(top: AdapterConfig) -> dict[str, AdapterConfig]:
     bias = replace(nothing, item_bias=top.item_bias)
 
     def tables(kind: str) -> AdapterConfig:
-        user, item = ("none" if own == "none" else kind for own in (top.user_table, top.item_table))
+        user, item = (_at_most(kind, own) for own in (top.user_table, top.item_table))
         return replace(bias, user_table=user, item_table=item)
 
     ladder = {
@@ -53,6 +54,13 @@ def rungs(top: AdapterConfig) -> dict[str, AdapterConfig]:
     }
     first = {config: name for name, config in reversed(ladder.items())}
     return {name: config for name, config in ladder.items() if first[config] == name}
+
+
+def _at_most(kind: str, own: str) -> str:
+    """The lower of a kind and what `top` says of a table."""
+    order = (*LADDER, "full")
+    kinds = table_kinds("a table", own)
+    return kind if any(order.index(k) >= order.index(kind) for k in kinds) else own
 
 
 def size_classes(
@@ -144,14 +152,14 @@ def _compare(values: Mapping[str, NDArray[np.float64]]) -> dict[str, dict[str, f
         name: {
             "mean": float(v.mean()),
             "behind": float((best - v).mean()),
-            "error": float((best - v).std() / len(v) ** 0.5),
+            "error": _standard_error(best - v),
         }
         for name, v in values.items()
     }
 
 
-def configs_of(
-    chosen: Mapping[str, str], ladder: Mapping[str, AdapterConfig], segments: Sequence[str]
-) -> list[AdapterConfig]:
-    """The config of each segment, for a bank."""
-    return [ladder[chosen[segment]] for segment in segments]
+def _standard_error(differences_U: NDArray[np.float64]) -> float:
+    """Of the mean; one difference alone may be all chance."""
+    if len(differences_U) == 1:
+        return float(abs(differences_U[0]))
+    return float(differences_U.std(ddof=1) / len(differences_U) ** 0.5)

@@ -99,13 +99,79 @@ Matrix = Sequence[Vector]
 Layers = Sequence[tuple[Matrix, Vector]]
 
 
+def product(x: Vector, factor: Matrix) -> list[float]:
+    """x M."""
+    columns = len(factor[0]) if factor else 0
+    total = [0.0] * columns
+    for value, row in zip(x, factor, strict=True):
+        for d in range(columns):
+            total[d] += value * row[d]
+    return total
+
+
+def length(x: Vector) -> float:
+    total = 0.0
+    for value in x:
+        total += value * value
+    return math.sqrt(total)
+
+
+def squared_distance(x: Vector, y: Vector) -> float:
+    total = 0.0
+    for one, other in zip(x, y, strict=True):
+        total += (one - other) ** 2
+    return total
+
+
 def low_rank_row(row: Vector, a: Vector, b: Matrix, scaling: float) -> list[float]:
     """e + scaling * a B."""
-    changed = list(row)
-    for r in range(len(a)):
-        for d in range(len(row)):
-            changed[d] += scaling * a[r] * b[r][d]
-    return changed
+    return [e + scaling * change for e, change in zip(row, product(a, b), strict=True)]
+
+
+def scaled_row(row: Vector, c: Vector) -> list[float]:
+    """e * (1 + c)."""
+    return [e * (1 + x) for e, x in zip(row, c, strict=True)]
+
+
+def mapped_row(row: Vector, a: Matrix, b: Matrix, scaling: float) -> list[float]:
+    """e + scaling * (e A^T) B."""
+    inner = [sum(e * x for e, x in zip(row, each, strict=True)) for each in a]
+    return low_rank_row(row, inner, b, scaling)
+
+
+def moved_row(row: Vector, change: Vector) -> list[float]:
+    """e + d."""
+    return [e + x for e, x in zip(row, change, strict=True)]
+
+
+def row_of_length(row: Vector, v: Vector, m: float) -> list[float]:
+    """(|e| + m) * v / |v|."""
+    return [(length(row) + m) * x / length(v) for x in v]
+
+
+def mix(counter: int) -> int:
+    """SplitMix64's finaliser of one counter."""
+    z = (counter + 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return z ^ (z >> 31)
+
+
+def basis(rank: int, dim: int) -> list[list[float]]:
+    """+-1 / sqrt(D), the sign from the top bit of the hash of r * 2^32 + d."""
+    return [
+        [(1 if mix(r * 2**32 + d) >= 2**63 else -1) / math.sqrt(dim) for d in range(dim)]
+        for r in range(rank)
+    ]
+
+
+def dropped_row(a: Vector, row: int, stream: int, p: float) -> list[float]:
+    """Each number is dropped with probability p, by the upper 24 bits of a hash."""
+    kept = []
+    for place, value in enumerate(a):
+        drawn = mix(mix(row * len(a) + place) ^ stream) // 2**40
+        kept.append(value / (1 - p) if drawn >= p * 2**24 else 0.0)
+    return kept
 
 
 def low_rank_weight(weight: Matrix, b: Matrix, a: Matrix, scaling: float) -> list[list[float]]:

@@ -1,4 +1,4 @@
-"""An adapter: its settings, its numbers, its base, the identifiers it brings."""
+"""An adapter: its numbers, its base, its parent, the identifiers it brings."""
 
 from dataclasses import replace
 
@@ -18,28 +18,6 @@ text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 integer = st.integers(-(2**63), 2**63 - 1)
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "message"),
-    [
-        ("user_table", "low_rank", "user_table must be one of rows, full, none, got 'low_rank'"),
-        ("item_table", "", "item_table must be one of"),
-        ("item_bias", "full", "item_bias must be one of bias, none"),
-        ("tower", "rows", "tower must be one of low_rank, full, none"),
-        ("rank", 0, "rank must be at least 1, got 0"),
-        ("alpha", 0.0, "alpha must be a positive number"),
-        ("alpha", float("nan"), "alpha must be a positive number"),
-        ("alpha", float("inf"), "alpha must be a positive number"),
-    ],
-)
-def test_settings_out_of_range_are_refused(field: str, value: object, message: str) -> None:
-    with pytest.raises(AdapterError, match=message):
-        AdapterConfig(**{field: value})  # type: ignore[arg-type]
-
-
-def test_scaling_is_alpha_over_rank() -> None:
-    assert AdapterConfig(rank=4, alpha=6.0).scaling == 1.5
-
-
 def test_numbers_are_those_that_train() -> None:
     base = make_base()
     adapter = make_bank("rows", base).adapter("日本")
@@ -48,6 +26,13 @@ def test_numbers_are_those_that_train() -> None:
     tower = (12 * 3 + 3 * 24) + (1 * 1 + 1 * 12)
     assert adapter.num_numbers == tables + tower
     assert f"{adapter.num_numbers:,} numbers" in repr(adapter) and "'日本'" in repr(adapter)
+
+
+def test_a_parent_is_told_and_its_numbers_are_not_counted() -> None:
+    parent = make_bank("full", make_base()).adapter("日本")
+    child = replace(make_bank("bias", make_base()).adapter("../up"), parent=parent)
+    assert child.num_numbers == len(child.tensors["items.rows"])
+    assert "numbers, on '日本', of base" in repr(child) and " on " not in repr(parent)
 
 
 def test_another_base_is_refused_with_both_fingerprints() -> None:

@@ -8,15 +8,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from reclora.adapters import Adapter
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
-from reclora.configs import AdapterConfig, AdapterError
+from reclora.configs import AdapterConfig, AdapterError, DeltaConfig
+from reclora.deltas import RowsDelta
 from reclora.interactions import IdMap, Interactions
-from tests import reference
-from tests.small_worlds import KINDS, SIZES, fill, make_bank, make_base, make_log, numbers
+from tests.plain_models import PlainModel
+from tests.small_worlds import (
+    ALL_KINDS,
+    KINDS,
+    MIXED,
+    SIZES,
+    configs_of,
+    fill,
+    make_bank,
+    make_base,
+    make_log,
+    numbers,
+)
 
 BASE = make_base()
 USERS = torch.arange(len(BASE.users))
@@ -25,52 +35,9 @@ new_texts = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=
 new_numbers = st.lists(st.integers(-(2**63), 2**63 - 1), max_size=4)
 
 
-def plain_scores(adapter: Adapter, base: BaseModel) -> Tensor:
-    """Scores of all users and items by plain loops over an adapter's tensors."""
-    tensors, scaling = adapter.tensors, adapter.config.scaling
-
-    def table(name: str, rows: list[int], whole: Tensor) -> list[list[float]]:
-        adapted: list[list[float]] = whole.tolist()
-        for place, row in enumerate(rows):
-            if f"{name}.rows.a" in tensors:
-                a, b = tensors[f"{name}.rows.a"][place].tolist(), tensors[f"{name}.rows.b"].tolist()
-                adapted[row] = reference.low_rank_row(adapted[row], a, b, scaling)
-            kind = "bias" if name == "item_bias" else "full"
-            if f"{name}.{kind}.d" in tensors:
-                change = tensors[f"{name}.{kind}.d"][place].tolist()
-                adapted[row] = [x + y for x, y in zip(adapted[row], change, strict=True)]
-        return adapted
-
-    def layer(number: int, weight: Tensor, bias: Tensor) -> tuple[list[list[float]], list[float]]:
-        name = f"tower.{number}"
-        adapted, shift = weight.tolist(), bias.tolist()
-        if f"{name}.weight.low_rank.b" in tensors:
-            b = tensors[f"{name}.weight.low_rank.b"].tolist()
-            a = tensors[f"{name}.weight.low_rank.a"].tolist()
-            adapted = reference.low_rank_weight(adapted, b, a, scaling)
-        if f"{name}.weight.full.d" in tensors:
-            adapted = (weight + tensors[f"{name}.weight.full.d"]).tolist()
-        if f"{name}.bias.full.d" in tensors:
-            shift = (bias + tensors[f"{name}.bias.full.d"].squeeze(1)).tolist()
-        return adapted, shift
-
-    user_rows, item_rows = (tensors[f"{side}.rows"].tolist() for side in ("users", "items"))
-    users = table("user_table", user_rows, base.user_table.materialised())
-    items = table("item_table", item_rows, base.item_table.materialised())
-    biases = table("item_bias", item_rows, base.item_bias.materialised())
-    towers = zip(base.tower.weights, base.tower.biases, strict=True) if base.tower else []
-    layers = [layer(number, *one) for number, one in enumerate(towers)]
-    return torch.tensor(
-        [
-            [reference.score(u, v, c[0], layers) for v, c in zip(items, biases, strict=True)]
-            for u in users
-        ]
-    )
-
-
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_identity_a_fresh_adapter_changes_no_score(kind: str) -> None:
-    bank = AdapterBank.for_log(BASE, make_log(BASE), KINDS[kind])
+    bank = AdapterBank.for_log(BASE, make_log(BASE), configs_of(kind, [*SIZES]))
     expected = BASE.scorer().scores(USERS)
     for name in SIZES:
         assert torch.equal(bank.scorer(name).scores(USERS), expected)
@@ -82,19 +49,19 @@ def test_identity_a_fresh_adapter_changes_no_score(kind: str) -> None:
     assert torch.equal(bank.biases(ids, segments)[0], BASE.item_bias.weight_ND.squeeze(1))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_one_meaning_scores_equal_plain_loops(kind: str) -> None:
-    base = make_base(num_users=9, num_items=7, dim=5, hidden=(4,))
+    base = make_base(num_users=9, num_items=7, dim=8, hidden=(4,))
     bank = make_bank(kind, base)
     users = torch.arange(9)
     for name in SIZES:
-        expected = plain_scores(bank.adapter(name), base)
+        expected = PlainModel.of(base).adapted(bank.adapter(name)).scores()
         torch.testing.assert_close(bank.scorer(name).scores(users), expected, atol=1e-4, rtol=1e-4)
         merged = bank.merged(name).scorer().scores(users)
         torch.testing.assert_close(merged, expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_one_meaning_lookups_are_rows_of_the_merged_tables(kind: str) -> None:
     bank = make_bank(kind, BASE)
     segments = torch.arange(len(SIZES)).flip(0)
@@ -129,7 +96,7 @@ def test_one_meaning_a_merged_layer_is_the_unmerged_one() -> None:
             torch.testing.assert_close(x @ weight[0].T, unmerged, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_a_bank_of_its_adapters_is_the_bank(kind: str) -> None:
     bank = make_bank(kind, BASE)
     rebuilt = AdapterBank.of(BASE, bank.adapters()[::-1])
@@ -137,6 +104,56 @@ def test_a_bank_of_its_adapters_is_the_bank(kind: str) -> None:
     for name in SIZES:
         assert numbers(rebuilt, name) == numbers(bank, name)
         assert torch.equal(rebuilt.scorer(name).scores(USERS), bank.scorer(name).scores(USERS))
+
+
+def test_a_mixed_bank_starts_each_segment_as_alone() -> None:
+    log = make_log(BASE)
+    bank = AdapterBank.for_log(BASE, log, configs_of("mixed", log.segment_names), seed=3)
+    for name, config in MIXED.items():
+        alone = AdapterBank.for_log(BASE, log.only(name), config, seed=3)
+        assert numbers(bank, name) == numbers(alone, name)
+        assert bank.adapter(name).config == config
+    ranks = [delta.rank for _, delta in bank.deltas() if isinstance(delta, RowsDelta)]
+    assert sorted(ranks) == [2, 2, 2, 3, 3], "of the users 2 and 3, of the items 2, 2 and 3"
+
+
+def test_segments_of_one_config_share_their_deltas() -> None:
+    """However many segments: one delta a kind and size."""
+    log = make_log(BASE, {f"s{number}": 3 for number in range(40)})
+    configs = [AdapterConfig(rank=2 + number % 2, tower="none") for number in range(40)]
+    bank = AdapterBank.for_log(BASE, log, configs)
+    names = [name for name, _ in bank.deltas()]
+    assert names == ["user_table"] * 2 + ["item_table"] * 2 + ["item_bias"]
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_a_segment_that_nobody_knows_is_served_by_the_base(kind: str) -> None:
+    bank = make_bank(kind, BASE)
+    segments = torch.tensor([0, -1, 3])
+    users, items = USERS.expand(3, -1), torch.arange(30).expand(3, -1)
+    (user_rows, user_change), (item_rows, item_change) = (
+        bank.users(users, segments),
+        bank.items(items, segments),
+    )
+    assert torch.equal(user_rows[1], BASE.user_table.weight_ND) and not user_change[1].any()
+    assert torch.equal(item_rows[1], BASE.item_table.weight_ND) and not item_change[1].any()
+    assert torch.equal(bank.biases(items, segments)[1], BASE.item_bias.weight_ND.squeeze(1))
+    assert BASE.tower is not None
+    for (weight, bias), *frozen in zip(
+        bank.layers(segments), BASE.tower.weights, BASE.tower.biases, strict=True
+    ):
+        assert torch.equal(weight[1], frozen[0]) and torch.equal(bias[1], frozen[1])
+    changed = torch.cat([user_change[0].flatten(), item_change[0].flatten()])
+    assert changed.any() == (kind not in ("bias", "tower"))
+
+
+@pytest.mark.parametrize("kind", ["ladder", "rows"])
+def test_a_large_table_is_materialised_in_parts(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = make_bank(kind, BASE)
+    whole = {name: bank.scorer(name).scores(USERS) for name in SIZES}
+    monkeypatch.setattr("reclora.bank.MATERIALISED_ROWS", 7)
+    for name in SIZES:
+        torch.testing.assert_close(bank.scorer(name).scores(USERS), whole[name])
 
 
 def test_an_adapter_is_a_copy() -> None:
@@ -161,14 +178,16 @@ def grown_log(base: BaseModel, users: IdMap, items: IdMap) -> Interactions:
     )
 
 
-@given(st.tuples(*[st.tuples(new_numbers, new_texts)] * 3))
+@given(
+    st.tuples(*[st.tuples(new_numbers, new_texts)] * 3),
+    st.sampled_from([AdapterConfig(rank=2), KINDS["ladder"], KINDS["magnitude"]]),
+)
 @settings(deadline=None, max_examples=25)
 def test_adapters_carry_identifiers_that_the_base_does_not_know(
-    news: tuple[tuple[list[int], list[str]], ...],
+    news: tuple[tuple[list[int], list[str]], ...], config: AdapterConfig
 ) -> None:
     """Each segment trained over its own new users and items: brought together they are the same."""
     base = make_base(num_users=4, num_items=3, dim=3, hidden=(2,))
-    config = AdapterConfig(rank=2)
     adapters, scores, maps = [], [], []
     for code, (user_ids, item_ids) in enumerate(news):
         users, items = base.users, base.items
@@ -202,6 +221,17 @@ def test_new_rows_learn_from_the_mean() -> None:
     assert torch.equal(rows[0, 0], BASE.user_table.mean_D)
     assert bank.merged("a").users == users
     assert bank.adapter("a").tensors["users.new_ids"].tolist() == [5000]
+
+
+def test_kinds_that_move_all_rows_move_new_and_unseen_ones() -> None:
+    """A user that came yesterday and that the segment never saw is scaled like any other."""
+    base = BASE.grown(BASE.users.extended([5000]), BASE.items)
+    config = AdapterConfig(user_table="scale", item_table="none", item_bias="none", tower="none")
+    bank = fill(AdapterBank(base, ["a"], [torch.tensor([3])], [torch.tensor([0])], config))
+    c = bank.adapter("a").tensors["user_table.scale.c"]
+    expected = torch.cat([BASE.user_table.weight_ND, BASE.user_table.mean_D[None]]) * (1 + c)
+    torch.testing.assert_close(bank.merged("a").user_table.weight_ND, expected)
+    assert bank.adapter("a").num_numbers == 8
 
 
 def test_a_bank_holds_what_the_segments_touch_and_no_more() -> None:
@@ -281,7 +311,9 @@ def test_what_does_not_fit_is_refused() -> None:
         ([], [], config, "at least one segment"),
         (["a", "a"], rows * 2, config, "distinct"),
         (["a", "b"], rows, config, "each of 2 segments needs .* got 1, 1 and 2 of"),
+        (["a"], rows, [config] * 2, "each of 1 segments needs .* got 1, 1 and 2 of"),
         (["a"], rows, AdapterConfig(rank=9), "rank 9 is above the tables' embedding_dim 8"),
+        (["a", "b"], rows * 2, [config, AdapterConfig("none", "map", rank=9)], "rank 9 is above"),
     ):
         with pytest.raises(AdapterError, match=message):
             AdapterBank(BASE, names, users, users, given_config)
@@ -308,6 +340,9 @@ def test_adapters_that_do_not_fit_are_refused() -> None:
         damaged = replace(up, tensors={**up.tensors, name: tensor})
         with pytest.raises(AdapterError, match=rf"'../up' needs {name} of shape"):
             AdapterBank.of(BASE, [japan, damaged])
+    modules = replace(up, config=(DeltaConfig(("encoder.*",), "low_rank"),))
+    with pytest.raises(AdapterError, match="'../up' is of modules of a model"):
+        AdapterBank.of(BASE, [japan, modules])
     missing = {name: tensor for name, tensor in up.tensors.items() if name != "item_bias.bias.d"}
     with pytest.raises(AdapterError, match="got none"):
         AdapterBank.of(BASE, [replace(up, tensors=missing)])

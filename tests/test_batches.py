@@ -10,11 +10,10 @@ from scipy.stats import chisquare
 from reclora.batches import (
     draw_negatives,
     epoch_order,
-    mix,
-    segment_seed,
     segment_seeds,
     stratified_batches,
 )
+from reclora.counted import segment_seed
 from reclora.interactions import Interactions
 from tests.small_worlds import SIZES, make_base, make_log
 
@@ -56,16 +55,10 @@ def triples(
                     batch.item_GB[g][inside].tolist(),
                     batch.weight_GB[g][inside].tolist(),
                     batch.negative_GJ[g].tolist(),
+                    int(batch.streams_G[g]),
                 )
             )
     return seen
-
-
-def test_mix_is_splitmix64() -> None:
-    """The published generator, seed 0: counters are multiples of its odd constant."""
-    counters = np.arange(3, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    expected = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
-    assert [int(number) for number in mix(counters)] == expected
 
 
 @given(sizes, st.integers(0, 1000))
@@ -99,13 +92,8 @@ def test_the_first_row_of_an_epoch_is_uniform() -> None:
     assert chisquare(np.bincount(firsts, minlength=10)).pvalue > 1e-3
 
 
-def test_seeds_depend_on_seed_and_name_only_and_hold_any_name() -> None:
-    names = ["a", "b", "", "日本", "a\0b", "\ud800"]
-    seeds = [segment_seed(seed, name) for seed in (0, 1) for name in names]
-    assert len(set(seeds)) == len(seeds)
-    assert all(0 <= seed < 1 << 63 for seed in seeds)
-    log = make_log(BASE)
-    assert segment_seeds(7, log).tolist() == [segment_seed(7, name) for name in SIZES]
+def test_a_logs_seeds_are_those_of_its_segments() -> None:
+    assert segment_seeds(7, make_log(BASE)).tolist() == [segment_seed(7, name) for name in SIZES]
 
 
 @pytest.mark.parametrize("num_items", [7, 1000])
@@ -156,7 +144,7 @@ def test_an_epoch_has_every_row_once(sizes: dict[str, int], per_step: int) -> No
         rows = sorted(zip(only.user_rows, only.item_rows, weights, strict=True))
         drawn = [
             row
-            for users, items, shares, _ in seen[name]
+            for users, items, shares, *_ in seen[name]
             for row in zip(users, items, shares, strict=True)  # type: ignore[call-overload]
         ]
         assert [row[:2] for row in sorted(drawn)] == [row[:2] for row in rows]
@@ -174,6 +162,27 @@ def test_a_segment_sees_the_same_batches_in_any_company(
     for code, name in enumerate(sizes):
         alone = triples(log.only(name), np.array([0]), 1)[name]
         assert seen[name] == (alone if code in active else [])
+
+
+def test_each_step_of_each_segment_has_a_stream_of_its_own() -> None:
+    log = make_log(BASE)
+    streams = [
+        int(stream)
+        for seed in (0, 1)
+        for epoch in (1, 2)
+        for batch in stratified_batches(
+            log,
+            np.arange(len(SIZES)),
+            seeds_S=segment_seeds(seed, log),
+            epoch=epoch,
+            batch_rows=4,
+            num_negatives=1,
+            segments_per_step=2,
+        )
+        for stream in batch.streams_G
+    ]
+    steps = sum(-(-size // 4) for size in SIZES.values())
+    assert len(set(streams)) == len(streams) == 4 * steps
 
 
 def test_more_negatives_than_items_is_no_error() -> None:

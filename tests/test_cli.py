@@ -145,8 +145,8 @@ def test_a_wrong_triple_is_told_before_anything_else(tmp_path: Path) -> None:
 def test_an_interrupt_ends_with_a_line_and_the_next_run_completes(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
-    settings, outcome = finished(tmp_path_factory)
-    mine = replace(settings, folder=tmp_path / "work", runs=tmp_path / "runs")
+    settings, _ = finished(tmp_path_factory)
+    mine = replace(settings, folder=tmp_path / "work", runs=tmp_path / "runs", parent="none")
     shutil.copytree(settings.folder / "base", mine.base_folder)
     path = write_toml(tmp_path / "run.toml", mine)
     # So long a search that the signal meets it at work.
@@ -170,5 +170,5 @@ def test_an_interrupt_ends_with_a_line_and_the_next_run_completes(
     before = files_below(mine.base_folder)
     done = reclora("retrain", path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert (mine.runs / outcome.folder.id / "run.json").exists()
+    assert len(list(mine.runs.glob("*/run.json"))) == 1
     assert files_below(mine.base_folder) == before

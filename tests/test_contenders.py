@@ -2,32 +2,46 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from reclora.bank import AdapterBank
 from reclora.base import BaseModel
-from reclora.evaluation import HeldOut, evaluate
-from reclora.interactions import Interactions
+from reclora.configs import FULL
+from reclora.datasets.planted import PlantedConfig, plant
+from reclora.evaluation import EvaluationConfig, HeldOut, evaluate
+from reclora.files import write_parquet
+from reclora.interactions import IdMap, Interactions, LogContract, prepare_log
+from reclora.ladder import rungs
 from reclora.pipelines import contenders as contenders_module
 from reclora.pipelines.contenders import (
+    ALONE,
+    POOLED,
+    SEARCHED,
     SUBJECT,
+    Choice,
     Contender,
     Ground,
     choose,
     contenders,
     grid,
     headline,
+    headline_values,
     train_contender,
 )
 from reclora.pipelines.retrain import onto_base
 from reclora.pipelines.run import RunSettings, Search
 from reclora.ranking import Scorer
-from reclora.splits import split
+from reclora.splits import SplitConfig, split
 from reclora.training import TrainingConfig
-from tests.small_runs import finished
+from tests.small_runs import finished, small_settings
+from tests.small_worlds import numbers
 
 World = tuple[RunSettings, Ground]
 
@@ -41,30 +55,42 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return settings, Ground(base, windows.train, windows.validation, seen, settings.evaluation)
 
 
+def quiet(done: int, steps: int) -> None:
+    """Progress that nobody watches."""
+
+
 def chosen(
     world: World, contender: Contender, search: Search, told: Callable[[int, int], None]
 ) -> tuple[TrainingConfig, pd.DataFrame]:
     settings, ground = world
-    return choose(contender, ground, replace(settings, search=search), told)
+    choice = choose(contender, ground, replace(settings, search=search), told)
+    return choice.config, choice.tried
 
 
 def test_the_grid_is_every_combination() -> None:
-    found = grid(TrainingConfig(epochs=7), Search((0.1, 0.2), (0.3,), (0.0, 0.5)))
-    assert [(c.rows_lr, c.bias_lr, c.l2) for c in found] == [
-        (0.1, 0.3, 0.0),
-        (0.1, 0.3, 0.5),
-        (0.2, 0.3, 0.0),
-        (0.2, 0.3, 0.5),
+    found = grid(TrainingConfig(epochs=7), Search((0.1, 0.2), (0.3,), (0.5,), (0.0, 9.0)))
+    assert [(c.rows_lr, c.bias_lr, c.l2, c.shrinkage) for c in found] == [
+        (0.1, 0.3, 0.5, 0.0),
+        (0.1, 0.3, 0.5, 9.0),
+        (0.2, 0.3, 0.5, 0.0),
+        (0.2, 0.3, 0.5, 9.0),
     ]
     assert {c.epochs for c in found} == {7}
-    (as_it_is,) = grid(TrainingConfig(rows_lr=0.7, l2=0.3), Search((), (0.2,), ()))
-    assert (as_it_is.rows_lr, as_it_is.bias_lr, as_it_is.l2) == (0.7, 0.2, 0.3)
+    given = TrainingConfig(rows_lr=0.7, l2=0.3, shrinkage=4.0)
+    (as_it_is,) = grid(given, Search((), (0.2,), ()))
+    assert as_it_is == replace(given, bias_lr=0.2)
 
 
-def test_a_run_compares_one_way_per_segment_with_pooled_ones(world: World) -> None:
-    models = contenders(world[0])
-    assert [c.model for c in models if not c.is_pooled] == [SUBJECT]
-    assert len({c.model for c in models}) == len(models) == 3
+def test_a_run_compares_what_is_published_with_its_parent_and_with_no_parent(world: World) -> None:
+    settings, _ = world
+    full, pooled, alone, subject = contenders(settings)
+    assert (pooled.model, alone.model, subject.model) == (POOLED, ALONE, SUBJECT)
+    assert full == Contender("pooled full fine-tune", FULL, is_pooled=True)
+    assert pooled.is_pooled and not alone.is_pooled and not subject.is_pooled
+    assert [c.has_parent for c in contenders(settings)] == [False, False, False, True]
+    assert {pooled.config, alone.config, subject.config} == {settings.adapter}
+    old = contenders(replace(settings, parent="none"))
+    assert old == (full, pooled, replace(alone, model=SUBJECT))
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -72,11 +98,11 @@ def test_the_best_on_validation_is_chosen(world: World, place: int) -> None:
     settings, ground = world
     contender = contenders(settings)[place]
     told: list[tuple[int, int]] = []
-    search = Search((1e-6, 0.05), (1e-6, 0.05), (0.01,))
+    search = Search((1e-6, 0.05), (0.05,), (0.01,))
     config, tried = chosen(world, contender, search, lambda *done: told.append(done))
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
-    assert tried.columns.tolist() == ["model", "rows_lr", "bias_lr", "l2", "value", "chosen"]
-    assert len(tried) == 4 and tried["chosen"].sum() == 1 and tried["value"].nunique() > 1
+    assert told == [(1, 2), (2, 2)]
+    assert tried.columns.tolist() == ["model", *SEARCHED, "value", "chosen"]
+    assert len(tried) == 2 and tried["chosen"].sum() == 1 and tried["value"].nunique() > 1
     assert tried.loc[tried["chosen"], "value"].item() == tried["value"].max()
     assert config.rows_lr == tried.loc[tried["chosen"], "rows_lr"].item()
 
@@ -109,12 +135,16 @@ def test_settings_are_compared_by_the_users_that_chose_no_epoch(
     )
     monkeypatch.setattr(
         contenders_module,
-        "headline",
-        lambda h, *rest: compared.append(users_of(h)) or headline(h, *rest),
+        "headline_values",
+        lambda h, *rest: compared.append(users_of(h)) or headline_values(h, *rest),
     )
-    for contender in contenders(settings):
-        choose(contender, ground, settings, lambda *done: None)
-    assert set(grounds) == {"even"} and len(compared) == len(grounds) >= 3
+    ladder = rungs(settings.adapter)
+    _, pooled, _, subject = contenders(settings)
+    parent = choose(pooled, ground, settings, quiet).stopped.bank.adapters()[0]
+    choose(subject, replace(ground, parent=parent), settings, quiet)
+    # The parent's own rung trains nothing, the top was trained to choose its settings.
+    assert grounds == ["even"] * (1 + 1 + len(ladder) - 2)
+    assert len(compared) == 1 + 1 + len(ladder)
     for users in compared:
         assert users and all(row % 2 == 1 for row in users)
 
@@ -134,7 +164,7 @@ def test_a_half_without_users_is_the_whole(world: World) -> None:
 def test_of_equal_settings_the_first_is_chosen(world: World) -> None:
     """Rates too small to change an order: all settings are as good as the base."""
     contender = contenders(world[0])[1]
-    _, tried = chosen(world, contender, Search((1e-9, 1e-8), (1e-9,), (0.0,)), lambda *done: None)
+    _, tried = chosen(world, contender, Search((1e-9, 1e-8), (1e-9,), (0.0,)), quiet)
     assert tried["value"].nunique() == 1
     assert tried["chosen"].tolist() == [True, False]
 
@@ -156,9 +186,10 @@ def test_a_pooled_model_is_the_same_for_every_segment(world: World) -> None:
     def scores(scorer_of: Callable[[str], Scorer]) -> list[torch.Tensor]:
         return [scorer_of(name).scores(users) for name in ground.log.segment_names]
 
+    _, whole, apart, _ = contenders(settings)
     pooled, each = (
         train_contender(contender, ground, replace(settings.training, rows_lr=0.3), 0)
-        for contender in contenders(settings)[1:]
+        for contender in (whole, apart)
     )
     assert pooled.bank.segment_names == ("pooled",)
     first, *others = scores(pooled.scorer_of())
@@ -175,3 +206,169 @@ def test_what_contenders_train_on_is_pooled_once(world: World) -> None:
     assert np.array_equal(
         np.sort(pooled.validation.item_rows), np.sort(ground.validation.item_rows)
     )
+
+
+# Parents and kinds.
+
+
+@cache
+def _planted(folder: Path, shift: float, bias_shift: float) -> World:
+    """A world over its true tables, in which every segment shifts alike, each in its own way."""
+    truth = plant(
+        PlantedConfig(
+            num_users=240,
+            num_items=150,
+            dim=8,
+            num_segments=4,
+            unshifted_segments=0,
+            tiny_segments=0,
+            num_base_interactions=8000,
+            num_interactions=8000,
+            shift=shift,
+            bias_shift=bias_shift,
+        )
+    )
+    folder.mkdir()
+    write_parquet(folder / "log.parquet", truth.table())
+    base = BaseModel.of(
+        IdMap(truth.user_ids),
+        IdMap(truth.item_ids),
+        *map(torch.from_numpy, (truth.user_vectors, truth.item_vectors, truth.item_bias)),
+    )
+    prepare_log([folder / "log.parquet"], folder / "log", LogContract())
+    log, _ = Interactions.read(folder / "log").onto(base.users, base.items)
+    windows = split(log, SplitConfig(pretrain=0.5, train=0.3, validation=0.1, test=0.1))
+    settings = small_settings(
+        folder,
+        folder / "log.parquet",
+        training=TrainingConfig(epochs=6, batch_rows=32, num_negatives=32),
+        search=Search((0.05,), (0.2,), (0.01,)),
+        evaluation=EvaluationConfig((10,), ("ndcg",)),
+    )
+    seen = windows.pretrain.joined(windows.train)
+    ground = Ground(base, windows.train, windows.validation, seen, settings.evaluation)
+    pooled = contenders(settings)[1]
+    stopped = choose(pooled, ground, settings, quiet).stopped
+    return settings, replace(ground, parent=stopped.bank.adapters()[0])
+
+
+@pytest.fixture
+def shifted(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return _planted(tmp_path_factory.getbasetemp() / "shifted", 1.0, 2.5)
+
+
+@pytest.fixture
+def unshifted(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return _planted(tmp_path_factory.getbasetemp() / "unshifted", 0.0, 0.0)
+
+
+def picked(world: World, **changes: Any) -> Choice:
+    settings, ground = world
+    return choose(contenders(settings)[-1], ground, replace(settings, **changes), quiet)
+
+
+def test_segments_that_differ_stand_above_their_parent(shifted: World) -> None:
+    settings, ground = shifted
+    choice = picked(shifted)
+    ladder = rungs(settings.adapter)
+    assert isinstance(choice.contender.config, tuple) and choice.rungs is not None
+    assert choice.rungs["rung"].tolist() == list(ladder)
+    rung = choice.rungs.loc[choice.rungs["chosen"], "rung"].item()
+    assert rung != "parent" and set(choice.contender.config) == {ladder[rung]}
+    judged = choice.rungs.set_index("rung")["mean"]
+    assert judged[rung] > judged["parent"] + 0.02
+    trained = train_contender(choice.contender, ground, choice.config, 0)
+    assert trained.bank.configs == choice.contender.config
+    assert set(trained.helped) == set(ground.log.segment_names)
+    assert trained.parent is ground.parent
+
+
+def test_segments_that_want_the_same_are_served_by_their_parent(unshifted: World) -> None:
+    """Nothing of their own is trained, and they score what the parent does to the bit."""
+    settings, ground = unshifted
+    choice = picked(unshifted)
+    nothing = rungs(settings.adapter)["parent"]
+    assert choice.contender.config == (nothing,) * 4
+    trained = train_contender(choice.contender, ground, choice.config, 0)
+    assert trained.training.steps == 0 and trained.helped == []
+    assert ground.parent is not None
+    below = AdapterBank.of(ground.base, [ground.parent]).scorer("pooled")
+    users = torch.arange(9)
+    for name in ground.log.segment_names:
+        assert torch.equal(trained.scorer_of()(name).scores(users), below.scores(users))
+        assert trained.bank.adapter(name).num_numbers == 0
+
+
+def test_rungs_are_the_segments_trained_so_and_judged_apart(shifted: World) -> None:
+    """What the rule is given, made again one rung at a time."""
+    settings, ground = shifted
+    choice = picked(shifted)
+    assert choice.rungs is not None
+    even, odd = (replace(ground, users=users) for users in ("even", "odd"))
+    for rung, kinds in rungs(settings.adapter).items():
+        contender = replace(contenders(settings)[-1], config=kinds)
+        trained = train_contender(contender, even, choice.config, settings.seeds[0])
+        mean = headline(odd.held_out, trained.scorer_of(), SUBJECT)
+        said = choice.rungs.set_index("rung").loc[rung]
+        assert said["mean"] == pytest.approx(mean, abs=1e-12)
+        assert said["users"] == odd.held_out.num_users
+    top = choice.tried.loc[choice.tried["chosen"], "value"].item()
+    assert choice.rungs["mean"].iloc[-1] == pytest.approx(top, abs=1e-12)
+
+
+def test_given_kinds_are_all_that_the_adapter_says(shifted: World) -> None:
+    settings, ground = shifted
+    told: list[tuple[int, int]] = []
+    subject = contenders(settings)[-1]
+    mine = replace(settings, kinds="given")
+    choice = choose(subject, ground, mine, lambda *done: told.append(done))
+    assert choice.contender == subject and choice.rungs is None
+    assert told == [(1, 1)]
+    choose(subject, ground, settings, lambda *done: told.append(done))
+    assert told[1:] == [(n, 6) for n in range(1, 7)]
+
+
+def test_only_what_stands_on_a_parent_has_its_kinds_picked(shifted: World) -> None:
+    settings, ground = shifted
+    alone = contenders(settings)[2]
+    choice = choose(alone, ground, settings, quiet)
+    assert choice.rungs is None and choice.contender.config == settings.adapter
+    assert choice.stopped.parent is None, "the parent of the ground is another contender's"
+
+
+def test_a_segment_without_rows_or_users_stands_with_the_nearest_size(shifted: World) -> None:
+    settings, ground = shifted
+    name, *others = ground.log.segment_names
+    code = ground.log.segment_names.index(name)
+
+    def without(log: Interactions) -> Interactions:
+        keep = np.ones(len(log), bool)
+        keep[log.offsets[code] : log.offsets[code + 1]] = False
+        return log.select(keep)
+
+    empty = replace(ground, log=without(ground.log), validation=without(ground.validation))
+    choice = picked((settings, empty))
+    assert choice.rungs is not None and set(choice.rungs["segments"]) == {4}
+    trained = train_contender(choice.contender, empty, choice.config, 0)
+    assert trained.helped == others and trained.training.best_epoch[name] == 0
+    users = torch.arange(5)
+    fresh = AdapterBank.for_log(empty.base, empty.log, choice.contender.config, 0, empty.parent)
+    assert torch.equal(trained.bank.scorer(name).scores(users), fresh.scorer(name).scores(users))
+
+
+def test_row_dropout_drops_from_those_that_have_a_row_factor(shifted: World) -> None:
+    """The full fine-tune and the low rungs have none, and go on without."""
+    settings, ground = shifted
+    dropping = replace(settings.training, row_dropout=0.5, rows_lr=0.1, epochs=2)
+    full, _, alone, _ = contenders(settings)
+    bias = replace(alone, config=rungs(settings.adapter)["bias"])
+    some = replace(alone, config=(bias.config,) * 3 + (settings.adapter,))
+    for contender, is_changed in ((full, False), (bias, False), (alone, True), (some, True)):
+        names = ["pooled"] if contender.is_pooled else ground.log.segment_names
+        each, whole = (
+            train_contender(contender, ground, config, 0).bank
+            for config in (dropping, replace(dropping, row_dropout=0.0))
+        )
+        assert (numbers(each, names[-1]) != numbers(whole, names[-1])) == is_changed
+    choice = picked(shifted, training=dropping)
+    assert choice.config.row_dropout == 0.5 and choice.rungs is not None

@@ -1,22 +1,21 @@
 """From results to the report: which pairs are compared, and what became of each segment."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from reclora.bank import AdapterBank
 from reclora.comparison import compare
-from reclora.configs import AdapterConfig
+from reclora.configs import FULL, AdapterConfig
 from reclora.files import read_parquet
+from reclora.ladder import rungs
 from reclora.pipelines.contenders import SUBJECT, Contender, Trained
-from reclora.pipelines.reporting import BASE, lifts, segment_states
+from reclora.pipelines.reporting import BASE, describe, lifts, segment_states
 from reclora.report.text import interval, number, signed
 from reclora.splits import Windows
 from reclora.training import Training
 from tests.small_runs import finished
-from tests.small_worlds import make_base, make_log
+from tests.small_worlds import KINDS, make_base, make_log
 
 
 def test_every_model_is_held_against_the_base_and_the_adapters_against_every_model(
@@ -65,35 +64,67 @@ def test_the_page_holds_the_headline(tmp_path_factory: pytest.TempPathFactory) -
     assert "chosen on validation" in page and settings.name in page
 
 
-def windows(sizes: Mapping[str, Mapping[str, int]]) -> tuple[Windows, Trained]:
-    base = make_base()
-    logs = {name: make_log(base, of) for name, of in sizes.items()}
-    bank = AdapterBank.for_log(base, logs["train"], AdapterConfig(rank=2))
-    epochs = {"better": 3, "no rows": 0, "nothing to judge": 0, "not better": 0}
+SIZES = {
+    "pretrain": {"better": 1, "no rows": 9, "nothing to judge": 9, "not better": 9, "small": 9},
+    "train": {"better": 20, "no rows": 0, "nothing to judge": 9, "not better": 7, "small": 5},
+    "validation": {"better": 6, "no rows": 5, "nothing to judge": 0, "not better": 4, "small": 3},
+    "test": {"better": 3, "no rows": 2, "nothing to judge": 1, "not better": 0, "small": 1},
+}
+"""Rows of each segment in each window."""
+
+
+def made(hidden: tuple[int, ...] = (12,)) -> tuple[Windows, Trained]:
+    """Windows, and adapters of which one helped; `small` has none of its own."""
+    base = make_base(hidden=hidden)
+    logs = {name: make_log(base, of) for name, of in SIZES.items()}
+    top = AdapterConfig(rank=2)
+    configs = [rungs(top)["parent"] if name == "small" else top for name in SIZES["train"]]
+    bank = AdapterBank.for_log(base, logs["train"], configs)
     curves = pd.DataFrame({"segment": [], "epoch": [], "training_loss": [], "score": []})
-    contender = Contender(SUBJECT, bank.config, is_pooled=False)
+    epochs = dict.fromkeys(SIZES["train"], 0) | {"better": 3}
+    contender = Contender(SUBJECT, tuple(configs), is_pooled=False)
     return Windows(**logs), Trained(contender, bank, Training(curves, epochs, 1))
 
 
-def test_a_segment_says_what_became_of_it() -> None:
-    sizes = {
-        "pretrain": {"better": 1, "no rows": 9, "nothing to judge": 9, "not better": 9},
-        "train": {"better": 20, "no rows": 0, "nothing to judge": 9, "not better": 7},
-        "validation": {"better": 6, "no rows": 5, "nothing to judge": 0, "not better": 4},
-        "test": {"better": 3, "no rows": 2, "nothing to judge": 1, "not better": 0},
-    }
-    made, trained = windows(sizes)
-    found = segment_states(made, trained).set_index("segment")
-    assert found["train rows"].to_dict() == sizes["train"]
-    assert found["validation rows"].to_dict() == sizes["validation"]
-    assert found["test rows"].to_dict() == sizes["test"]
-    rows = made.train.user_rows[:20]
+@pytest.mark.parametrize("parent_helped", [True, False])
+def test_a_segment_says_what_became_of_it(parent_helped: bool) -> None:
+    windows, trained = made()
+    found = segment_states(windows, trained, parent_helped).set_index("segment")
+    assert found["train rows"].to_dict() == SIZES["train"]
+    assert found["validation rows"].to_dict() == SIZES["validation"]
+    assert found["test rows"].to_dict() == SIZES["test"]
+    rows = windows.train.user_rows[:20]
     assert found.at["better", "train users"] == len(np.unique(rows))
+    otherwise = "served by the pooled adapter" if parent_helped else "nothing published"
     assert found["state"].to_dict() == {
         "better": "adapter published",
-        "no rows": "nothing published: no interactions in the train window",
-        "nothing to judge": "nothing published: no interactions to validate on",
-        "not better": "nothing published: no epoch was better on validation",
+        "no rows": f"{otherwise}: no interactions in the train window",
+        "nothing to judge": f"{otherwise}: no interactions to validate on",
+        "not better": f"{otherwise}: no epoch was better on validation",
+        "small": f"{otherwise}: an adapter of its own did not help segments of its size",
     }
     assert found.at["better", "numbers"] == trained.bank.adapter("better").num_numbers
-    assert found["numbers"].tolist()[1:] == [0, 0, 0]
+    assert found["numbers"].tolist()[1:] == [0, 0, 0, 0]
+    kinds = "bias, rows of users and items, low_rank of the tower"
+    assert found["deltas"].tolist() == [kinds] * 4 + ["none"]
+
+
+def test_a_base_without_a_tower_has_no_delta_of_it() -> None:
+    windows, trained = made(hidden=())
+    found = segment_states(windows, trained, True)
+    assert found["deltas"].tolist() == ["bias, rows of users and items"] * 4 + ["none"]
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (FULL, "bias, full of users and items, full of the tower"),
+        (KINDS["bias"], "bias"),
+        (KINDS["items"], "rows of items"),
+        (KINDS["tower"], "low_rank of the tower"),
+        (KINDS["magnitude"], "map + rows of users, rows of items"),
+        (rungs(AdapterConfig())["parent"], "none"),
+    ],
+)
+def test_kinds_in_words(config: AdapterConfig, words: str) -> None:
+    assert describe(config) == words

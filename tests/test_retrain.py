@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,19 +13,35 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from reclora.adapters import Adapter
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
 from reclora.configs import AdapterConfig, AdapterError
+from reclora.evaluation import EvaluationConfig, HeldOut
 from reclora.files import read_parquet, write_parquet
 from reclora.interactions import Interactions
+from reclora.ladder import rungs
 from reclora.pipelines import retrain as pipeline
-from reclora.pipelines.contenders import SUBJECT, Ground, contenders, train_contender
+from reclora.pipelines.contenders import (
+    ALONE,
+    POOLED,
+    SEARCHED,
+    SUBJECT,
+    Choice,
+    Contender,
+    Ground,
+    Trained,
+    choose,
+    contenders,
+    train_contender,
+)
+from reclora.pipelines.reporting import BASE, Measured
 from reclora.pipelines.retrain import Outcome, retrain
-from reclora.pipelines.run import RunSettings, Search
+from reclora.pipelines.run import RunFolder, RunSettings, Search
 from reclora.pipelines.settings import SettingsError
 from reclora.splits import SplitConfig, Windows, split
 from reclora.store import AdapterStore, BaseMismatch
-from reclora.training import TrainingConfig
+from reclora.training import Training, TrainingConfig
 from tests.small_runs import (
     HOSTILE,
     START,
@@ -34,7 +51,7 @@ from tests.small_runs import (
     random_log,
     small_settings,
 )
-from tests.small_worlds import numbers
+from tests.small_worlds import KINDS, make_bank, make_base, make_log, numbers
 from tests.test_pretrain import tables
 
 RESULTS = ["run", "model", "segment", "seed", "user_id", "metric", "k", "value"]
@@ -57,21 +74,54 @@ def trained_again(settings: RunSettings, outcome: Outcome) -> AdapterBank:
     ground = Ground(base, windows.train, windows.validation, seen, settings.evaluation)
     lines = (outcome.folder.path / "events.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]
-    config = next(e["config"] for e in events if e["event"] == "chosen" and e["model"] == SUBJECT)
+
+    def config_of(model: str) -> TrainingConfig:
+        (said,) = [e for e in events if e["event"] == "chosen" and e["model"] == model]
+        return TrainingConfig(**said["config"])
+
     contender = contenders(settings)[-1]
-    return train_contender(contender, ground, TrainingConfig(**config), settings.seeds[0]).bank
+    if settings.parent == "none":
+        return train_contender(contender, ground, config_of(SUBJECT), settings.seeds[0]).bank
+    pooled = train_contender(contenders(settings)[1], ground, config_of(POOLED), settings.seeds[0])
+    ground = replace(ground, parent=pooled.bank.adapter("pooled"))
+    contender = replace(contender, config=kinds_of(settings, outcome, windows.train))
+    return train_contender(contender, ground, config_of(SUBJECT), settings.seeds[0]).bank
 
 
-def published(settings: RunSettings) -> AdapterBank:
+def kinds_of(
+    settings: RunSettings, outcome: Outcome, train_window: Interactions
+) -> tuple[AdapterConfig, ...]:
+    """Each segment's kinds, by its rows and the run's own list of what was picked for which."""
+    picked = pd.DataFrame(outcome.folder.summary()["kinds"]).query("chosen").sort_values("rows")
+    rungs_at = [
+        picked.loc[picked["rows"] >= rows, "rung"].iloc[0] for rows in np.diff(train_window.offsets)
+    ]
+    return tuple(rungs(settings.adapter)[rung] for rung in rungs_at)
+
+
+def published(settings: RunSettings) -> dict[str, AdapterBank]:
+    """The banks of the current release, by the segments that each serves."""
     base = BaseModel.load(settings.base_folder)
     stored = AdapterStore(settings.store_folder)
     stored.verify()
-    return AdapterBank.of(base, stored.load_all(base_fingerprint=base.fingerprint))
+    groups: dict[int, list[Adapter]] = {}
+    for adapter in stored.load_all(base_fingerprint=base.fingerprint):
+        groups.setdefault(id(adapter.parent), []).append(adapter)
+    banks = [AdapterBank.of(base, group) for group in groups.values()]
+    return {name: bank for bank in banks for name in bank.segment_names}
 
 
-def states_of(outcome: Outcome) -> set[str]:
+def placed(outcome: Outcome) -> dict[str, bool]:
+    """Segment -> whether its parent serves it, in the current release."""
     release = AdapterStore(outcome.store).current()
-    return set() if release is None else set(release.segments)
+    places = {} if release is None else release.segments
+    return {name: place.serves_parent for name, place in places.items()}
+
+
+def by_user(results: pd.DataFrame, model: str) -> pd.Series:
+    """The values of a model, in an order that is the same for every model."""
+    own = results[results["model"] == model]
+    return own.set_index(["seed", "segment", "metric", "k", "user_id"])["value"].sort_index()
 
 
 def test_the_results_table_is_as_documented(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -85,12 +135,13 @@ def test_the_results_table_is_as_documented(tmp_path_factory: pytest.TempPathFac
         "frozen base",
         "pooled full fine-tune",
         "pooled adapter",
+        "per-segment adapters, no parent",
         SUBJECT,
     }
     assert not results.duplicated(RESULTS[:-1]).any()
     assert results["value"].between(0, 1).all()
     sizes = results.groupby(["model", "metric", "k"]).size()
-    assert sizes.nunique() == 1 and len(sizes) == 6 * 4
+    assert sizes.nunique() == 1 and len(sizes) == 7 * 4
     base, windows = windows_of(settings)
     of_test = base.users.ids_of(np.unique(windows.test.user_rows)).to_pylist()
     assert set(results["user_id"]) <= set(of_test)
@@ -98,16 +149,23 @@ def test_the_results_table_is_as_documented(tmp_path_factory: pytest.TempPathFac
 
 def test_the_files_say_how_the_run_was_made(tmp_path_factory: pytest.TempPathFactory) -> None:
     settings, outcome = finished(tmp_path_factory)
-    about = outcome.folder.summary()
+    text = (outcome.folder.path / "run.json").read_text()
+    about = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     assert about["release"] == outcome.release == 1
     assert about["settings"]["search"]["rows_lr"] == [0.05]
     assert about["inputs"].keys() == {str(path) for path in settings.log.files}
     assert about["base"] == BaseModel.load(settings.base_folder).fingerprint
     assert about["versions"].keys() >= {"reclora", "torch", "numpy", "pandas", "pyarrow"}
+    assert about["settings"]["parent"] == "pooled" and about["settings"]["kinds"] == "auto"
+    kinds = pd.DataFrame(about["kinds"])
+    assert kinds["rung"].tolist() == ["parent", "bias", "map", "basis", "top"]
+    assert kinds["chosen"].sum() == 1 and set(kinds["segments"]) == {4}
+    assert [s["model"] for s in about["search"]][-2:] == [ALONE, SUBJECT]
+    assert all({*SEARCHED, "value", "chosen"} < set(line) for line in about["search"])
     assert "commit" in about and about["data_quality"]["rows read"] == 10_000
     events = (outcome.folder.path / "events.jsonl").read_text().splitlines()
-    kinds = [json.loads(line)["event"] for line in events]
-    assert kinds == ["begin", *["chosen", "trained"] * 3, "published", "complete"]
+    happened = [json.loads(line)["event"] for line in events]
+    assert happened == ["begin", *["chosen", "trained"] * 4, "published", "complete"]
     assert not list(settings.folder.rglob("*.tmp.*")) + list(settings.runs.rglob("*.tmp.*"))
 
 
@@ -131,19 +189,185 @@ def test_the_release_scores_like_the_trained_bank(
 ) -> None:
     """Bit for bit; and training again from the run's own files gives the same bytes."""
     settings, outcome = finished(tmp_path_factory)
-    bank, stored = trained_again(settings, outcome), published(settings)
-    assert stored.segment_names
-    users = torch.arange(len(stored.base.users))
-    for name in stored.segment_names:
-        assert numbers(stored, name) == numbers(bank, name)
-        assert torch.equal(stored.scorer(name).scores(users), bank.scorer(name).scores(users))
+    bank, live = trained_again(settings, outcome), published(settings)
+    states = placed(outcome)
+    assert set(states) == set(live) == set(bank.segment_names)
+    assert sorted(states.values()) == [False, False, True, True], "of both there are some"
+    assert bank.parent_adapter is not None
+    parent = {name: tensor.tolist() for name, tensor in bank.parent_adapter.tensors.items()}
+    users = torch.arange(len(bank.base.users))
+    for name, is_served in states.items():
+        found = live[name].scorer(name).scores(users)
+        assert torch.equal(found, bank.scorer(name).scores(users))
+        stored = live[name].adapter(name)
+        below = stored if is_served else stored.parent
+        assert below is not None and below.parent is None
+        assert {part: tensor.tolist() for part, tensor in below.tensors.items()} == parent
+        if not is_served:
+            assert numbers(live[name], name) == numbers(bank, name)
     release = AdapterStore(settings.store_folder).current()
     assert release is not None and outcome.folder.id in release.reason
+    assert len({place.pack for name, place in release.segments.items() if states[name]}) == 1
     for placement in release.segments.values():
-        better, base = (
-            placement.metrics[f"validation ndcg@10{suffix}"] for suffix in ("", " of the base")
+        own, below = (
+            placement.metrics[f"validation ndcg@10{suffix}"] for suffix in ("", " of the parent")
         )
+        assert own == below if placement.serves_parent else own > below
+
+
+def test_segments_on_their_parent_have_its_results(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    _, outcome = finished(tmp_path_factory)
+    results = results_of(outcome)
+    for name, is_served in placed(outcome).items():
+        here = results[results["segment"] == name]
+        own, pooled, base = (by_user(here, model) for model in (SUBJECT, POOLED, BASE))
+        assert own.equals(pooled) == is_served and not pooled.equals(base)
+
+
+def test_no_segment_ends_below_its_parent(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """And the whole is better than it, where segments shift apart."""
+    _, outcome = finished(tmp_path_factory)
+    compared = read_parquet(outcome.folder.comparison).to_pandas()
+    own = compared[(compared["model"] == SUBJECT) & (compared["baseline"] == POOLED)]
+    assert set(own["metric"]) == {"ndcg", "recall"} and set(own["scope"]) == {"all", "segment"}
+    assert "worse" not in set(own["verdict"])
+    headline = (own["scope"] == "all") & (own["metric"] == "ndcg") & (own["k"] == 10)
+    assert own.loc[headline, "verdict"].item() == "better"
+
+
+def test_the_report_says_what_each_segment_stands_on(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    _, outcome = finished(tmp_path_factory)
+    page = outcome.folder.report.read_text()
+    served = sum(placed(outcome).values())
+    assert page.count("served by the pooled adapter: no epoch was better") == served == 2
+    assert "adapter published" in page and "nothing published" not in page
+    (picked,) = pd.DataFrame(outcome.folder.summary()["kinds"]).query("chosen")["rung"]
+    assert picked == "basis" and "bias, basis of users and items" in page
+    assert "rows: basis (4 segments)" in page and "the lowest is taken" in page
+    assert "the pooled adapter of that seed where it serves a segment" in page
+
+
+def test_without_a_parent_segments_stand_on_the_base(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    """The same numbers as those of the adapters that a run with parents compares with."""
+    settings, with_parents = finished(tmp_path_factory)
+    shutil.copytree(settings.base_folder, tmp_path / "work" / "base")
+    mine = replace(settings, folder=tmp_path / "work", runs=tmp_path / "runs", parent="none")
+    outcome = retrain(mine)
+    assert outcome.folder.id != with_parents.folder.id
+    results = results_of(outcome)
+    assert ALONE not in set(results["model"]) and "kinds" not in outcome.folder.summary()
+    pd.testing.assert_series_equal(
+        by_user(results, SUBJECT), by_user(results_of(with_parents), ALONE), check_exact=True
+    )
+    states, bank, live = placed(outcome), trained_again(mine, outcome), published(mine)
+    assert states and not any(states.values())
+    release = AdapterStore(outcome.store).release(1)
+    for name, place in release.segments.items():
+        assert live[name].parent is None and numbers(live[name], name) == numbers(bank, name)
+        better, base = (place.metrics[f"validation ndcg@10{s}"] for s in ("", " of the base"))
         assert better > base
+    page = outcome.folder.report.read_text()
+    assert "served by" not in page and "picked by its size" not in page
+
+
+def test_each_seed_stands_on_its_own_parent_and_choices_on_one_stopped_by_half(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What `measure` hands to choosing and to training, watched as it passes."""
+    settings, _ = finished(tmp_path_factory)
+    base, windows = windows_of(settings)
+    mine = replace(
+        settings, runs=tmp_path, seeds=(3, 8), training=replace(settings.training, epochs=3)
+    )
+    chosen: dict[str, tuple[Ground, Choice]] = {}
+    trained: dict[tuple[str, int], tuple[Ground, Trained]] = {}
+
+    def choosing(contender: Contender, ground: Ground, *rest: Any) -> Choice:
+        choice = choose(contender, ground, *rest)
+        chosen[contender.model] = ground, choice
+        return choice
+
+    def training(contender: Contender, ground: Ground, config: Any, seed: int) -> Trained:
+        found = train_contender(contender, ground, config, seed)
+        trained[contender.model, seed] = ground, found
+        return found
+
+    monkeypatch.setattr(pipeline, "choose", choosing)
+    monkeypatch.setattr(pipeline, "train_contender", training)
+    folder = RunFolder(mine, base.fingerprint, {})
+    folder.begin()
+    measured = pipeline.measure(mine, base, windows, folder)
+    assert chosen[POOLED][0].parent is None and measured.subject is trained[SUBJECT, 3][1]
+    ground, choice = chosen[SUBJECT]
+    pooled = chosen[POOLED][1]
+    half = replace(chosen[POOLED][0], users="even")
+    again = train_contender(pooled.contender, half, pooled.config, 3).bank
+    assert ground.parent is not None and same(ground.parent, again.adapter("pooled"))
+    assert choice.stopped.parent is ground.parent and choice.rungs is not None
+    for seed in (3, 8):
+        parent = trained[POOLED, seed][1].bank.adapter("pooled")
+        own_ground, own = trained[SUBJECT, seed]
+        assert own.parent is own_ground.parent and own.parent is not None
+        assert same(own.parent, parent) and own_ground.users == "all"
+        assert own.contender == choice.contender
+    first, second = (trained[SUBJECT, seed][1].parent for seed in (3, 8))
+    assert first is not None and second is not None and not same(first, second)
+    assert not same(first, ground.parent)
+
+
+def same(one: Adapter, other: Adapter) -> bool:
+    return all(torch.equal(one.tensors[name], tensor) for name, tensor in other.tensors.items())
+
+
+@pytest.mark.parametrize("parent_helps", [True, False])
+@pytest.mark.parametrize("helped", [(), ("market 0",), ("market 0", "日本")])
+def test_what_validation_found_no_better_is_not_published(
+    tmp_path: Path, parent_helps: bool, helped: tuple[str, ...]
+) -> None:
+    """A parent that did not help serves nobody, but stays below what did."""
+    base, names = make_base(), ("market 0", "日本")
+    log = make_log(base, dict.fromkeys(names, 9))
+    bank = make_bank("rows", base)
+    parent = replace(bank.adapter("日本"), segment="pooled")
+    own = AdapterBank.for_log(base, log, KINDS["bias"], parent=parent)
+    curves = pd.DataFrame({"segment": [*names], "epoch": [0, 0], "score": [0.5, 0.25]})
+    pools = AdapterBank.of(base, [parent])
+    pooled = Trained(
+        Contender(POOLED, KINDS["rows"], is_pooled=True),
+        pools,
+        Training(curves[:0], {"pooled": 4 if parent_helps else 0}, 1),
+    )
+    subject = Trained(
+        Contender(SUBJECT, KINDS["bias"], is_pooled=False, has_parent=True),
+        own,
+        Training(curves, {name: 2 if name in helped else 0 for name in names}, 1),
+    )
+    held_out = HeldOut(EvaluationConfig(), 30, ())
+    measured = Measured("this", pd.DataFrame(), [], [pooled, subject], held_out)
+    settings = small_settings(tmp_path, tmp_path / "log.parquet")
+    release = pipeline.publish(settings, measured)
+    served = [name for name in names if name not in helped] if parent_helps else []
+    if not helped and not served:
+        assert release is None and not settings.store_folder.exists()
+        return
+    assert release is not None
+    states = {name: place.serves_parent for name, place in release.segments.items()}
+    assert states == dict.fromkeys(helped, False) | dict.fromkeys(served, True)
+    store = AdapterStore(settings.store_folder)
+    for name, is_served in states.items():
+        adapter = store.load(name, base_fingerprint=base.fingerprint)
+        below = adapter if is_served else adapter.parent
+        assert below is not None and same(below, parent) and below.parent is None
+        assert release.segments[name].metrics == {
+            "validation ndcg@10": 0.5 if name == "market 0" else 0.25,
+            "validation ndcg@10 of the parent": 0.5 if name == "market 0" else 0.25,
+        }
 
 
 def test_a_complete_run_is_reused(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -178,22 +402,6 @@ def test_the_same_input_in_another_folder_gives_the_same_bytes(
     assert packs[0] == packs[1]
 
 
-def test_a_run_that_lost_a_file_is_made_again(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
-) -> None:
-    settings, _ = finished(tmp_path_factory)
-    mine = replace(settings, folder=tmp_path / "work", runs=tmp_path / "runs")
-    shutil.copytree(settings.folder, mine.folder)
-    shutil.copytree(settings.runs, mine.runs)
-    outcome = retrain(mine)
-    assert outcome.was_there
-    before = results_of(outcome)
-    outcome.folder.report.unlink()
-    again = retrain(mine)
-    assert not again.was_there and again.folder.is_complete
-    pd.testing.assert_frame_equal(results_of(again), before, check_exact=True)
-
-
 def test_a_store_of_another_base_is_refused_before_training(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
@@ -207,7 +415,7 @@ def test_a_store_of_another_base_is_refused_before_training(
     assert files_below(mine.store_folder) == before and not mine.runs.exists()
 
 
-def test_segments_without_train_or_validation_rows_keep_the_base(tmp_path: Path) -> None:
+def test_segments_without_train_or_validation_rows_are_served_by_the_parent(tmp_path: Path) -> None:
     """Of an imported base, too; and one whose rows end before the adapt window has no results."""
     parts: dict[str, tuple[float, float]] = {
         "whole": (0, 1),
@@ -219,18 +427,22 @@ def test_segments_without_train_or_validation_rows_keep_the_base(tmp_path: Path)
     base = tables(tmp_path / "tables")
     settings = small_settings(tmp_path, log, base=base)
     outcome = retrain(settings)
-    assert outcome.release == 1 and states_of(outcome) == {"whole"}
+    assert outcome.release == 1 and placed(outcome) == dict.fromkeys(parts, True)
     results = results_of(outcome)
     assert set(results["segment"]) == {"whole", "no train rows"}
     of_first = results[results["segment"] == "no train rows"].pivot(
         index=["user_id", "metric", "k"], columns="model", values="value"
     )
-    assert (of_first[SUBJECT] == of_first["frozen base"]).all()
+    assert (of_first[SUBJECT] == of_first[POOLED]).all()
+    assert (of_first[ALONE] == of_first["frozen base"]).all()
     page = outcome.folder.report.read_text()
-    assert "no interactions in the train window" in page
-    assert "no interactions to validate on" in page
-    stored = published(settings)
-    assert stored.base.tower is None and numbers(stored, "whole")
+    assert "served by the pooled adapter: no interactions in the train window" in page
+    assert "served by the pooled adapter: no interactions to validate on" in page
+    assert "of the tower" not in page, "the base has none"
+    live = published(settings)
+    users = torch.arange(4)
+    bare = live["no train rows"].scorer("no train rows").scores(users)
+    assert torch.equal(bare, live["ended"].scorer("ended").scores(users))
     quality = outcome.folder.summary()["data_quality"]
     assert quality["unknown to the base, train window"] > 0
 
@@ -270,7 +482,7 @@ def test_nothing_of_test_chooses_or_trains(tmp_path: Path) -> None:
     found = []
     for name in ("a", "b"):
         settings = small_settings(tmp_path / name, tmp_path / f"{name}.parquet")
-        grid = Search((1e-6, 0.1), (1e-6, 0.1), (0.01,))
+        grid = Search((1e-6, 0.1), (0.1,), (0.01,))
         contract = replace(settings.log.contract, duplicates="exact")
         log = replace(settings.log, contract=contract)
         outcome = retrain(replace(settings, search=grid, log=log))
@@ -283,11 +495,29 @@ def test_nothing_of_test_chooses_or_trains(tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
-def test_unknown_users_are_dropped_and_counted(newcomers: RunSettings) -> None:
-    outcome = retrain(newcomers)
-    assert set(results_of(outcome)["segment"]) == {"old"}
+@pytest.fixture(scope="module")
+def dropped(newcomers: RunSettings) -> Outcome:
+    return retrain(newcomers)
+
+
+def test_a_run_that_lost_a_file_is_made_again(
+    newcomers: RunSettings, dropped: Outcome, tmp_path: Path
+) -> None:
+    mine = replace(newcomers, folder=tmp_path / "work", runs=tmp_path / "runs")
+    shutil.copytree(newcomers.folder, mine.folder)
+    shutil.copytree(newcomers.runs, mine.runs)
+    outcome = retrain(mine)
+    assert outcome.was_there and outcome.folder.id == dropped.folder.id
+    outcome.folder.report.unlink()
+    again = retrain(mine)
+    assert not again.was_there and again.folder.is_complete
+    pd.testing.assert_frame_equal(results_of(again), results_of(dropped), check_exact=True)
+
+
+def test_unknown_users_are_dropped_and_counted(newcomers: RunSettings, dropped: Outcome) -> None:
+    assert set(results_of(dropped)["segment"]) == {"old"}
     whole = split(Interactions.read(newcomers.log_folder), newcomers.split)
-    quality = outcome.folder.summary()["data_quality"]
+    quality = dropped.folder.summary()["data_quality"]
     of_new = int(np.diff(whole.train.offsets)[whole.train.segment_names.index("new")])
     assert quality["unknown to the base, train window"] >= of_new > 50
 
@@ -295,21 +525,21 @@ def test_unknown_users_are_dropped_and_counted(newcomers: RunSettings) -> None:
 def test_unknown_users_grow_into_their_adapter(newcomers: RunSettings) -> None:
     grown = replace(newcomers, unknown="grow", folder=newcomers.folder.with_name("grown"))
     outcome = retrain(grown)
-    assert outcome.release is not None and "new" in states_of(outcome)
+    assert outcome.release is not None and "new" in placed(outcome)
     results = results_of(outcome)
     base = BaseModel.load(grown.base_folder)
     of_new = set(results.loc[results["segment"] == "new", "user_id"])
     assert of_new and not of_new & set(base.users.ids.to_pylist())
     quality = outcome.folder.summary()["data_quality"]
     assert "unknown to the base, train window" not in quality
-    bank, stored = trained_again(grown, outcome), published(grown)
-    for name in stored.segment_names:
+    bank, live = trained_again(grown, outcome), published(grown)
+    for name, its_bank in live.items():
         # New rows may stand in another order in a bank of what was published.
         mine, its = (
             b.scorer(name).scores(torch.from_numpy(b.base.users.rows_of(sorted(of_new)[:3])))
-            for b in (bank, stored)
+            for b in (bank, its_bank)
         )
-        order = torch.from_numpy(stored.base.items.rows_of(bank.base.items.ids))
+        order = torch.from_numpy(its_bank.base.items.rows_of(bank.base.items.ids))
         assert torch.equal(mine[:, order >= 0], its[:, order[order >= 0]])
 
 
@@ -322,7 +552,7 @@ def test_hostile_names_of_segments_are_only_names(tmp_path: Path) -> None:
     assert "<script>alert(1)" not in page and "&lt;script&gt;alert(1)" in page
     assert {path.name for path in tmp_path.iterdir()} == {"inside", "tables", "log.parquet"}
     assert {path.name for path in inside.iterdir()} == {"work", "runs"}
-    assert outcome.release is not None and states_of(outcome) <= set(HOSTILE)
+    assert outcome.release is not None and set(placed(outcome)) == set(HOSTILE)
 
 
 def test_lists_longer_than_the_catalogue_and_other_metrics_first(tmp_path: Path) -> None:
@@ -338,7 +568,9 @@ def test_lists_longer_than_the_catalogue_and_other_metrics_first(tmp_path: Path)
     assert outcome.release is None, "where every list is whole no adapter can be better"
     compared = read_parquet(outcome.folder.comparison).to_pandas()
     assert compared[["metric", "k"]].iloc[0].tolist() == ["recall", 1000]
-    assert "no epoch was better on validation" in outcome.folder.report.read_text()
+    page = outcome.folder.report.read_text()
+    assert "nothing published: an adapter of its own did not help segments of its size" in page
+    assert "served by the pooled adapter" not in page
 
 
 @pytest.mark.parametrize(
@@ -346,6 +578,7 @@ def test_lists_longer_than_the_catalogue_and_other_metrics_first(tmp_path: Path)
     [
         (AdapterConfig(rank=5), "rank 5 is above the tables' embedding_dim 4"),
         (AdapterConfig("none", "none", "none", "low_rank"), "the bank has no delta to train"),
+        (AdapterConfig("full", "full", rank=5), "rank 5 is above the tables' embedding_dim 4"),
     ],
 )
 def test_an_adapter_that_does_not_fit_is_refused_before_training(

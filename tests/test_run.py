@@ -65,6 +65,8 @@ def test_the_folders_name_follows_what_decides_the_numbers(tmp_path: Path) -> No
     others = [
         replace(settings, seeds=(1,)),
         replace(settings, unknown="grow"),
+        replace(settings, parent="none"),
+        replace(settings, kinds="given"),
         replace(settings, training=replace(settings.training, epochs=9)),
     ]
     assert {name(each) for each in same} == {name(settings)}

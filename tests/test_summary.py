@@ -53,7 +53,9 @@ def test_an_outcome_names_its_numbers_and_files(
     assert "reused" not in printed
     print_outcome(replace(outcome, was_there=True, release=None), None)
     printed = capsys.readouterr().out
-    assert "was complete already" in printed and "release   none: no segment was" in printed
+    assert "was complete already" in printed and (
+        "release   none: nothing was better than the base" in printed
+    )
     assert "next" not in printed
 
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,14 +24,32 @@ from reclora.interactions import IdMap, Interactions
 from reclora.optim import RowwiseAdagrad
 from reclora.training import HeldOutLoss, Training, TrainingConfig, TrainingError, _losses, train
 from tests import reference
-from tests.small_worlds import KINDS, SIZES, fill, make_base, make_log, numbers
+from tests.small_worlds import (
+    ALL_KINDS,
+    KINDS,
+    SIZES,
+    configs_of,
+    fill,
+    make_bank,
+    make_base,
+    make_log,
+    numbers,
+)
 
 BASE = make_base()
 LOG = make_log(BASE)
 VALIDATION = LOG.select(np.arange(len(LOG)) % 3 == 0)
 """A part of the log itself, so that training helps; not of the segment of one row."""
 SHORT = TrainingConfig(
-    epochs=4, patience=2, batch_rows=16, num_negatives=20, l2=0.01, rows_lr=0.1, bias_lr=0.2
+    epochs=4,
+    patience=2,
+    batch_rows=16,
+    num_negatives=20,
+    rows_lr=0.1,
+    bias_lr=0.2,
+    lr_ratio=2.0,
+    l2=0.01,
+    shrinkage=0.3,
 )
 
 
@@ -41,7 +60,7 @@ def trained(
     config: TrainingConfig = SHORT,
     seed: int = 9,
 ) -> tuple[AdapterBank, Training]:
-    bank = AdapterBank.for_log(BASE, log, KINDS[kind], seed)
+    bank = AdapterBank.for_log(BASE, log, configs_of(kind, log.segment_names), seed)
     judge = None if validation is None else HeldOutLoss(validation, config, seed)
     return bank, train(bank, log, config, judge=judge, seed=seed)
 
@@ -68,16 +87,14 @@ def sha256_of(base: BaseModel) -> str:
 # The laws.
 
 
-@pytest.mark.parametrize("kind", ["rows", "full"])
-@pytest.mark.parametrize("loss", ["softmax", "bpr"])
-def test_isolation_of_the_segments_that_do_not_train(kind: str, loss: str) -> None:
-    """Other segments' numbers, and the optimizer's state of them, stay byte for byte."""
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_isolation_of_the_segments_that_do_not_train(kind: str) -> None:
+    """Other segments' numbers stay byte for byte."""
     trains = {"日本", "one row"}
     rows = np.isin(LOG.segment_rows, [list(SIZES).index(name) for name in trains])
-    bank = fill(AdapterBank.for_log(BASE, LOG, KINDS[kind]), seed=3)
+    bank = make_bank(kind, BASE)
     before = {name: numbers(bank, name) for name in SIZES}
-    config = replace(SHORT, loss=loss)  # type: ignore[arg-type]
-    train(bank, LOG.select(rows), config, judge=None)
+    train(bank, LOG.select(rows), SHORT, judge=None)
     for name in SIZES:
         assert (numbers(bank, name) == before[name]) == (name not in trains), name
 
@@ -102,11 +119,18 @@ def test_isolation_of_the_optimizers_state(kind: str) -> None:
                     assert int((total > 0).sum()) == touched
 
 
-@pytest.mark.parametrize("kind", ["rows", "full", "bias", "tower"])
-@pytest.mark.parametrize("loss", ["softmax", "bpr"])
-def test_one_pass_equals_each_alone(kind: str, loss: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        *((kind, {}) for kind in ALL_KINDS),
+        ("mixed", {"loss": "bpr"}),
+        ("rows", {"row_dropout": 0.3}),
+        ("ladder", {"row_dropout": 0.5}),
+    ],
+)
+def test_one_pass_equals_each_alone(kind: str, changes: dict[str, Any]) -> None:
     """Equal but for the last bits: a product of one matrix and one of many round differently."""
-    config = replace(SHORT, loss=loss)  # type: ignore[arg-type]
+    config = replace(SHORT, **changes)
     together, result = trained(kind, config=config)
     narrow, narrow_result = trained(kind, config=replace(config, step_rows=40))
     assert narrow_result.steps > result.steps
@@ -118,7 +142,7 @@ def test_one_pass_equals_each_alone(kind: str, loss: str) -> None:
         assert largest_difference(together, narrow, name) < 1e-5
         curve = result.curves[result.curves["segment"] == name].reset_index(drop=True)
         pd.testing.assert_frame_equal(alone_result.curves, curve, atol=1e-5, check_dtype=False)
-    fresh = AdapterBank.for_log(BASE, LOG, KINDS[kind], 9)
+    fresh = AdapterBank.for_log(BASE, LOG, configs_of(kind, [*SIZES]), 9)
     assert largest_difference(together, fresh, "market 0") > 0.05
 
 
@@ -256,6 +280,63 @@ def test_recovery_in_a_larger_world() -> None:
     check_recovery(config, training, degrees=12)
 
 
+@torch.no_grad()
+def divergence(truth: AdapterBank, bank: AdapterBank | BaseModel, segment: str) -> float:
+    """KL of a softmax over all items from the planted one, the mean over all users."""
+    users = torch.arange(len(truth.base.users))
+    scorer = bank.scorer() if isinstance(bank, BaseModel) else bank.scorer(segment)
+    planted, found = (
+        each.scores(users).double().log_softmax(1) for each in (truth.scorer(segment), scorer)
+    )
+    return float((planted.exp() * (planted - found)).sum(1).mean())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        AdapterConfig("none", "map", "none", rank=2, alpha=2.0),
+        AdapterConfig("none", "basis", "none", rank=4, alpha=4.0),
+        AdapterConfig("none", "rows", "bias", rank=2, alpha=2.0),
+        AdapterConfig("none", "scale + map + basis", "bias", rank=2, alpha=2.0),
+        AdapterConfig("none", "rows", "none", rank=2, alpha=2.0, magnitude=True),
+    ],
+    ids=lambda config: f"{config.item_table}, {config.item_bias}",
+)
+def test_recovery_of_what_an_adapter_of_the_kind_planted(config: AdapterConfig) -> None:
+    """A log drawn from a bank of random numbers: a fresh bank of the same kinds gets near it."""
+    base = make_base(num_users=100, hidden=())
+    names, nothing = ("one", "other", "unshifted"), AdapterConfig("none", "none", "none", "none")
+    touched = [torch.arange(100)] * 3, [torch.arange(30)] * 3
+    truth = fill(AdapterBank(base, names, *touched, [config, config, nothing], seed=1))
+    with torch.no_grad():
+        for _, delta in truth.deltas():
+            for parameter in delta.parameters():
+                parameter.mul_(2.5)
+    rng = np.random.default_rng(0)
+    users, segments = rng.integers(100, size=9000), np.repeat(np.arange(3), 3000)
+    scores = np.stack([truth.scorer(name).scores(torch.arange(100)).numpy() for name in names])
+    log = Interactions.from_arrays(
+        users=base.users,
+        items=base.items,
+        segment_names=names,
+        segments=segments,
+        user_rows=users,
+        item_rows=(scores[segments, users] + rng.gumbel(size=(9000, 30))).argmax(1),
+        timestamps=np.arange(9000),
+    )
+    held_out = rng.random(len(log)) < 0.15
+    training = TrainingConfig(
+        rows_lr=0.2, bias_lr=0.2, batch_rows=128, num_negatives=128, epochs=10, patience=2
+    )
+    bank = AdapterBank(base, names, *touched, config)
+    judge = HeldOutLoss(log.select(held_out), training)
+    train(bank, log.select(~held_out), training, judge=judge)
+    for name in names[:2]:
+        before, after = divergence(truth, base, name), divergence(truth, bank, name)
+        assert before > 0.1 and after < 0.15 * before, name
+    assert divergence(truth, bank, "unshifted") < 0.02
+
+
 # What a step is, and when training stops.
 
 
@@ -295,6 +376,84 @@ def test_the_first_losses_equal_plain_loops(loss: str) -> None:
         assert found["score"].item() == pytest.approx(-total / weights, rel=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["ladder", "full"])
+@pytest.mark.parametrize("below", [None, "rows"])
+def test_a_steps_loss_and_penalty_equal_plain_loops(kind: str, below: str | None) -> None:
+    """The penalty is of the change from the parent's vectors, or from the base's."""
+    base = make_base(num_users=9, num_items=7, hidden=(4,))
+    log = make_log(base, {"a": 9, "b": 3}, weighted=True)
+    parent = None
+    if below is not None:
+        parent = fill(AdapterBank.for_log(base, log, KINDS[below])).adapter("a")
+    bank = fill(AdapterBank.for_log(base, log, KINDS[kind], parent=parent), seed=5)
+    frozen = base if parent is None else AdapterBank.of(base, [parent]).merged("a")
+    config = TrainingConfig(batch_rows=4, num_negatives=6)
+    seeds_S = segment_seeds(0, log)
+    kwargs = {"epoch": 1, "batch_rows": 4, "num_negatives": 6, "segments_per_step": 2}
+    for batch in stratified_batches(log, np.arange(2), seeds_S=seeds_S, **kwargs):
+        losses, penalties = _losses(bank, batch, config)
+        for g, code in enumerate(batch.segments_G.tolist()):
+            merged = bank.merged(bank.segment_names[code])
+            scores = merged.scorer().scores(torch.arange(9)).tolist()
+
+            def change(name: str, row: int, merged: BaseModel = merged) -> float:
+                ours, theirs = (getattr(m, name).weight_ND[row].tolist() for m in (merged, frozen))
+                return reference.squared_distance(ours, theirs)
+
+            loss = penalty = 0.0
+            negatives = batch.negative_GJ[g].tolist()
+            for b in range(int(batch.rows_G[g])):
+                user, item = int(batch.user_GB[g, b]), int(batch.item_GB[g, b])
+                share = float(batch.weight_GB[g, b]) / int(batch.rows_G[g])
+                others = [scores[user][j] if j != item else -1e9 for j in negatives]
+                loss += share * reference.softmax_loss(scores[user][item], others)
+                penalty += share * (change("user_table", user) + change("item_table", item))
+            for item in negatives:
+                penalty += change("item_table", item) / len(negatives)
+            assert losses[g].item() == pytest.approx(loss, rel=1e-4)
+            assert penalties[g].item() == pytest.approx(penalty, rel=1e-4)
+
+
+def test_shrinkage_is_l2_by_the_rows_of_a_segment() -> None:
+    for name in ("market 0", "../up", "one row"):
+        found, expected, other = (
+            numbers(trained("rows", LOG.only(name), None, config)[0], name)
+            for config in (
+                replace(SHORT, l2=0.25, shrinkage=5.0),
+                replace(SHORT, l2=0.25 + 5 / SIZES[name], shrinkage=0.0),
+                replace(SHORT, l2=0.25, shrinkage=0.0),
+            )
+        )
+        assert found == expected != other
+
+
+def test_a_small_segment_stays_nearer_to_its_parent_than_a_large_one() -> None:
+    log = make_log(BASE, {"large": 400, "small": 20})
+    parent = make_bank("rows", BASE).adapter("日本")
+    below = AdapterBank.of(BASE, [parent]).merged("日本").item_table.weight_ND
+    far: dict[float, list[float]] = {}
+    for shrinkage in (0.0, 20.0):
+        bank = AdapterBank.for_log(BASE, log, KINDS["items"], parent=parent)
+        train(bank, log, replace(SHORT, l2=0.0, shrinkage=shrinkage), judge=None)
+        far[shrinkage] = [
+            float((bank.merged(name).item_table.weight_ND - below).norm())
+            for name in log.segment_names
+        ]
+    large, small = (shrunk / free for shrunk, free in zip(far[20.0], far[0.0], strict=True))
+    assert small < 0.6 * large and large < 1
+
+
+def test_each_step_drops_from_the_row_factors_anew_and_the_judge_drops_nothing() -> None:
+    without, dropping = SHORT, replace(SHORT, row_dropout=0.5)
+    free, _ = trained("rows", validation=None, config=without)
+    dropped, _ = trained("rows", validation=None, config=dropping)
+    again, _ = trained("rows", validation=None, config=dropping)
+    assert numbers(dropped, "日本") == numbers(again, "日本") != numbers(free, "日本")
+    judges = HeldOutLoss(VALIDATION, without), HeldOutLoss(VALIDATION, dropping)
+    judged, judged_dropping = (judge(free, np.arange(2)) for judge in judges)
+    assert np.array_equal(judged, judged_dropping)
+
+
 def test_training_lowers_the_loss_it_minimises() -> None:
     _, result = trained("rows", validation=None, config=replace(SHORT, epochs=10))
     for name, curve in result.curves.groupby("segment"):
@@ -312,6 +471,23 @@ def test_a_log_without_any_rows_trains_nothing() -> None:
         "training_loss",
         "score",
     ]
+
+
+def test_a_segment_without_a_delta_of_its_own_trains_nothing() -> None:
+    """Beside others, and on a parent, where it is served by that."""
+    nothing = AdapterConfig(user_table="none", item_table="none", item_bias="none", tower="none")
+    configs = [nothing if name == "日本" else KINDS["rows"] for name in SIZES]
+    bank = AdapterBank.for_log(BASE, LOG, configs, 9)
+    judge = HeldOutLoss(VALIDATION, SHORT, 9)
+    result = train(bank, LOG, SHORT, judge=judge, seed=9)
+    assert result.curves.loc[result.curves["segment"] == "日本", "epoch"].tolist() == [0]
+    assert result.best_epoch["日本"] == 0 and bank.adapter("日本").num_numbers == 0
+    everyone, _ = trained("rows")
+    assert largest_difference(bank, everyone, "../up") < 1e-5
+    on_parent = AdapterBank.for_log(BASE, LOG, nothing, parent=everyone.adapter("market 0"))
+    assert train(on_parent, LOG, SHORT, judge=judge).steps == 0
+    served = on_parent.scorer("日本").scores(torch.arange(40))
+    assert torch.equal(served, everyone.scorer("market 0").scores(torch.arange(40)))
 
 
 def test_a_row_of_weight_two_counts_as_two_rows() -> None:
@@ -373,7 +549,7 @@ def test_l2_keeps_vectors_near_the_base() -> None:
 
 
 def test_learning_rates_are_each_their_own() -> None:
-    slow = {"rows_lr": 1e-9, "bias_lr": 1e-9, "tower_lr": 1e-9}
+    slow: dict[str, Any] = {"rows_lr": 1e-9, "bias_lr": 1e-9, "tower_lr": 1e-9}
     moved = {
         "rows_lr": ("user_table.rows.a", "item_table.rows.a"),
         "bias_lr": ("item_bias.bias.d",),
@@ -384,6 +560,29 @@ def test_learning_rates_are_each_their_own() -> None:
         tensors = bank.adapter("日本").tensors
         for name in [name for each in moved.values() for name in each]:
             assert (float(tensors[name].abs().max()) > 0.01) == (name in names)
+
+
+def test_the_factor_that_starts_at_random_learns_slower_by_the_ratio() -> None:
+    """One step from the same numbers: its change is divided, all others are the same."""
+    log = LOG.only("one row")
+    config = AdapterConfig(user_table="map + rows", item_table="scale + basis", rank=2)
+    moved = {}
+    for ratio in (1.0, 4.0):
+        bank = fill(AdapterBank.for_log(BASE, log, config))
+        before = bank.adapter("one row").tensors
+        one_step = replace(SHORT, epochs=1, lr_ratio=ratio)
+        train(bank, log, one_step, judge=None)
+        after = bank.adapter("one row").tensors
+        moved[ratio] = {name: after[name] - before[name] for name in before}
+    random = {"user_table.map.b", "user_table.rows.b"} | {
+        f"tower.{layer}.weight.low_rank.a" for layer in (0, 1)
+    }
+    assert random < moved[1.0].keys()
+    for name, change in moved[1.0].items():
+        if change.is_floating_point():
+            assert change.any(), name
+            expected = change / (4 if name in random else 1)
+            torch.testing.assert_close(moved[4.0][name], expected, atol=1e-6, rtol=1e-3)
 
 
 def test_progress_is_told_after_every_epoch() -> None:
@@ -434,6 +633,12 @@ def test_what_does_not_fit_is_refused() -> None:
         train(AdapterBank.for_log(BASE, LOG, nothing), LOG, SHORT, judge=None)
 
 
+@pytest.mark.parametrize("kind", ["full", "map", "bias", "tower"])
+def test_dropout_without_a_row_factor_is_refused(kind: str) -> None:
+    with pytest.raises(ValueError, match="row_dropout is 0.1, but no delta has a row factor"):
+        trained(kind, config=replace(SHORT, row_dropout=0.1))
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -448,6 +653,12 @@ def test_what_does_not_fit_is_refused() -> None:
         ("tower_lr", float("inf")),
         ("l2", -0.1),
         ("l2", float("nan")),
+        ("shrinkage", -1.0),
+        ("shrinkage", float("inf")),
+        ("lr_ratio", 0.0),
+        ("lr_ratio", float("nan")),
+        ("row_dropout", 1.0),
+        ("row_dropout", -0.1),
     ],
 )
 def test_settings_out_of_range_are_named(name: str, value: object) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.autograd.function import once_differentiable
 
 Init = Literal["normal", "orthogonal"]
 
@@ -70,11 +70,13 @@ class Owners:
 
     def blocks(self, param: Tensor, segments_G: Tensor, height: int) -> Tensor:
         """The block of each segment, shape (G, height, width); zeros where it has none."""
-        places_G1 = self.places_S1[segments_G].unsqueeze(1)
-        rows = places_G1 * height + torch.arange(height)
-        if len(self) < len(self.places_S1) - 1 or bool((places_G1 < 0).any()):
-            rows = torch.where(places_G1 >= 0, rows, len(param) - 1)
-        return gather(param, rows)
+        places_G = self.places_S1[segments_G]
+        missing_G = places_G < 0
+        if not bool(missing_G.any()):
+            gathered: Tensor = _Gather.apply(param, places_G, height)  # type: ignore[no-untyped-call]
+            return gathered.view(len(places_G), height, param.shape[1])
+        rows = places_G.unsqueeze(1) * height + torch.arange(height)
+        return gather(param, torch.where(missing_G.unsqueeze(1), len(param) - 1, rows))
 
     def zeros(self, height: int, width: int) -> nn.Parameter:
         """A stack of blocks of zeros."""
@@ -97,4 +99,37 @@ class Owners:
 
 def gather(param: Tensor, rows: Tensor) -> Tensor:
     """Rows of a parameter; the last one is padding: always zero, and it never has a gradient."""
-    return F.embedding(rows, param, padding_idx=len(param) - 1, sparse=True)
+    gathered: Tensor = _Gather.apply(param, rows, 1)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    """Blocks of `height` rows of a parameter, by place; the gradient is made of the same rows."""
+
+    @staticmethod
+    def forward(ctx: Any, param: Tensor, places: Tensor, height: int) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.height, ctx.shape = height, param.shape
+        if height > 1:
+            param = param[:-1].view((len(param) - 1) // height, height * param.shape[1])
+        return param.index_select(0, places.flatten()).view(*places.shape, param.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (places,), height, shape = ctx.saved_tensors, ctx.height, ctx.shape
+        rows, values = places.flatten(), grad.reshape(-1, shape[1])
+        if height > 1:
+            rows = (rows.unsqueeze(1) * height + torch.arange(height)).flatten()
+        padding = rows == shape[0] - 1
+        if bool(padding.any()):
+            kept = (~padding).nonzero().squeeze(1)
+            rows, values = rows[kept], values.index_select(0, kept)
+        gradient = torch.sparse_coo_tensor(
+            rows.unsqueeze(0),
+            values,
+            shape,
+            check_invariants=False,
+            is_coalesced=places.numel() <= 1,
+        )
+        return gradient, None, None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from reclora.counted import mix
 from reclora.deltas.blocks import LowRank, Owners, gather
@@ -70,22 +71,45 @@ class RowsDelta(nn.Module):
         v_GBD = self.changed(rows_GBD, a_GBR, segments_G)
         if self.m is None:
             return v_GBD
-        length, tiny = rows_GBD.norm(dim=-1, keepdim=True), torch.finfo(rows_GBD.dtype).tiny
-        # Squared before the root, so that a row of zeros has a gradient that is no NaN.
-        v_length = (v_GBD.square().sum(-1, keepdim=True) + tiny).sqrt()
-        factor: Tensor = (length + gather(self.m, slots_GB)) / v_length
+        # One formula for both, so that the factor of an unchanged row is exactly one.
+        factor: Tensor = (_length(rows_GBD) + gather(self.m, slots_GB)) / _length(v_GBD)
         return v_GBD * factor
+
+    def row_factor(self, ids_GB: Tensor, segments_G: Tensor) -> Tensor:
+        """a_s[i], shape (G, B, R); zeros where the segment does not touch the row."""
+        return gather(self.a, self.touched.slots(ids_GB, segments_G))
 
     def changed(self, rows_GBD: Tensor, a_GBR: Tensor, segments_G: Tensor) -> Tensor:
         """e + scaling * a B_s of rows and their row factors, or of sums of either."""
         b_GRD = self.owners.blocks(self.b, segments_G, self.rank)
-        return torch.baddbmm(rows_GBD, a_GBR, b_GRD, alpha=self.scaling)
+        changed_GBD: Tensor = _Changed.apply(rows_GBD, a_GBR, b_GRD, self.scaling)  # type: ignore[no-untyped-call]
+        return changed_GBD
 
     def slices(self, segment: int) -> dict[str, slice]:
         """Where the segment's numbers stand in each parameter."""
         slots = self.touched.slice(segment)
         found = {"a": slots, "b": self.owners.slice(segment, self.rank)}
         return found if self.m is None else {**found, "m": slots}
+
+
+class _Changed(torch.autograd.Function):
+    """e + scaling * a B, with every product of the gradient in the order that is fast for few
+    columns: what has R columns is made as R rows.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows_GBD: Tensor, a_GBR: Tensor, b_GRD: Tensor, scaling: float) -> Tensor:
+        ctx.save_for_backward(a_GBR, b_GRD)
+        ctx.scaling = scaling
+        return torch.baddbmm(rows_GBD, a_GBR, b_GRD, alpha=scaling)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_GBD: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+        a_GBR, b_GRD = ctx.saved_tensors
+        grad_a = torch.bmm(b_GRD, grad_GBD.transpose(1, 2)).mul_(ctx.scaling).transpose(1, 2)
+        grad_b = torch.bmm(a_GBR.transpose(1, 2), grad_GBD).mul_(ctx.scaling)
+        return grad_GBD if ctx.needs_input_grad[0] else None, grad_a, grad_b, None
 
 
 class BasisDelta(nn.Module):
@@ -122,10 +146,14 @@ class BasisDelta(nn.Module):
         dropout: Dropout | None = None,
     ) -> Tensor:
         """Adapted rows, shape (G, B, D)."""
-        a_GBR = gather(self.a, self.touched.slots(ids_GB, segments_G))
+        a_GBR = self.row_factor(ids_GB, segments_G)
         if dropout is not None:
             a_GBR = dropout(a_GBR, ids_GB)
         return self.changed(rows_GBD, a_GBR, segments_G)
+
+    def row_factor(self, ids_GB: Tensor, segments_G: Tensor) -> Tensor:
+        """a_s[i], shape (G, B, R); zeros where the segment does not touch the row."""
+        return gather(self.a, self.touched.slots(ids_GB, segments_G))
 
     def changed(self, rows_GBD: Tensor, a_GBR: Tensor, segments_G: Tensor) -> Tensor:
         """e + scaling * a B of rows and their row factors, or of sums of either."""
@@ -167,6 +195,11 @@ class FullDelta(nn.Module):
     def slices(self, segment: int) -> dict[str, slice]:
         """Where the segment's numbers stand in each parameter."""
         return {"d": self.touched.slice(segment)}
+
+
+def _length(v_GBD: Tensor) -> Tensor:
+    """The length of each row, shape (G, B, 1), with a gradient that is no NaN where it is zero."""
+    return (v_GBD.square().sum(-1, keepdim=True) + torch.finfo(v_GBD.dtype).tiny).sqrt()
 
 
 def signs(rank: int, embedding_dim: int) -> Tensor:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from reclora.deltas.blocks import LowRank, Owners
 
@@ -39,8 +40,8 @@ class LowRankWeight(nn.Module):
 
     def change(self, x_GBI: Tensor, segments_G: Tensor) -> Tensor:
         """What is added to x W^T, shape (G, B, O), without making any W_s."""
-        a_GRI, b_GOR = self.factors(segments_G)
-        return self.scaling * (x_GBI @ a_GRI.transpose(1, 2)) @ b_GOR.transpose(1, 2)
+        change_GBO: Tensor = _Product.apply(x_GBI, *self.factors(segments_G), self.scaling)  # type: ignore[no-untyped-call]
+        return change_GBO
 
     def factors(self, segments_G: Tensor) -> tuple[Tensor, Tensor]:
         """A (G, R, I) and B (G, O, R) of each segment."""
@@ -55,6 +56,29 @@ class LowRankWeight(nn.Module):
             "b": self.owners.slice(segment, self.out_features),
             "a": self.owners.slice(segment, self.rank),
         }
+
+
+class _Product(torch.autograd.Function):
+    """scaling * (x A^T) B^T, with every product in the order that is fast for few columns: what
+    has R columns is made as R rows.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_GBI: Tensor, a_GRI: Tensor, b_GOR: Tensor, scaling: float) -> Tensor:
+        hidden_GRB = torch.bmm(a_GRI, x_GBI.transpose(1, 2)).mul_(scaling)
+        ctx.save_for_backward(x_GBI, a_GRI, b_GOR, hidden_GRB)
+        ctx.scaling = scaling
+        return torch.bmm(hidden_GRB.transpose(1, 2), b_GOR.transpose(1, 2))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_GBO: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None]:
+        x_GBI, a_GRI, b_GOR, hidden_GRB = ctx.saved_tensors
+        grad_b = torch.bmm(hidden_GRB, grad_GBO).transpose(1, 2)
+        grad_GRB = torch.bmm(b_GOR.transpose(1, 2), grad_GBO.transpose(1, 2)).mul_(ctx.scaling)
+        grad_a = torch.bmm(grad_GRB, x_GBI)
+        grad_x = torch.bmm(grad_GRB.transpose(1, 2), a_GRI) if ctx.needs_input_grad[0] else None
+        return grad_x, grad_a, grad_b, None
 
 
 class FullWeight(nn.Module):
