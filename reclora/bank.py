@@ -173,18 +173,18 @@ class AdapterBank(nn.Module):
     def users(
         self, ids_GB: Tensor, segments_G: Tensor, dropout: RowDropout | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Adapted user vectors and how far each is from the parent's, both (G, B, D)."""
+        """Adapted user vectors and the parent's, both (G, B, D)."""
         return self._adapted("user_table", ids_GB, segments_G, dropout)
 
     def items(
         self, ids_GB: Tensor, segments_G: Tensor, dropout: RowDropout | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Adapted item vectors and how far each is from the parent's, both (G, B, D)."""
+        """Adapted item vectors and the parent's, both (G, B, D)."""
         return self._adapted("item_table", ids_GB, segments_G, dropout)
 
-    def biases(self, ids_GB: Tensor, segments_G: Tensor) -> Tensor:
-        """Adapted item biases, (G, B)."""
-        return self._adapted("item_bias", ids_GB, segments_G)[0].squeeze(-1)
+    def biases(self, ids_GB: Tensor, segments_G: Tensor) -> tuple[Tensor, Tensor]:
+        """Adapted item biases and the parent's, both (G, B, 1)."""
+        return self._adapted("item_bias", ids_GB, segments_G)
 
     def _adapted(
         self, name: str, ids_GB: Tensor, segments_G: Tensor, dropout: RowDropout | None = None
@@ -194,8 +194,7 @@ class AdapterBank(nn.Module):
             rows_GBD = table.lookup(ids_GB)
         else:
             rows_GBD = self.parent._adapted(name, ids_GB, torch.zeros_like(segments_G))[0]
-        adapted_GBD = self._changed(name, rows_GBD, ids_GB, segments_G, dropout)
-        return adapted_GBD, adapted_GBD - rows_GBD
+        return self._changed(name, rows_GBD, ids_GB, segments_G, dropout), rows_GBD
 
     def _changed(
         self,

@@ -3,7 +3,8 @@
 Per step, with b rows of each of G segments,
 
     loss = sum_s ( mean over the rows of s of w loss(s+, s-)
-                   + (l2 + shrinkage / n_s) * mean squared change of the vectors used )
+                   + (l2 + shrinkage / n_s) * mean squared change of the vectors used,
+                                              an item's bias among its numbers )
 
 and nothing but the sum joins the segments: row-wise Adagrad moves only rows with a gradient, and
 early stopping is a mask per segment. So training all segments together gives what training each
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from reclora.bank import AdapterBank
 from reclora.batches import Batch, segment_seeds, stratified_batches
-from reclora.counted import U64
+from reclora.counted import U64, mix
 from reclora.deltas import RowDropout
 from reclora.early_stopping import EarlyStopping, Judge
 from reclora.interactions import Interactions
@@ -70,7 +71,8 @@ class TrainingConfig:
     row_dropout: float = 0.0
     """Share of the numbers of the row factors (`rows`, `basis`) that a step drops; 0 <= p < 1."""
     l2: float = 0.0
-    """Weight of the squared change of the vectors used, against the parent; 0 or more."""
+    """Weight of the squared change of the vectors and item biases used, against the parent; the
+    tower's is free; 0 or more."""
     shrinkage: float = 0.0
     """How many rows of data the parent counts for: adds shrinkage / n_s to `l2` in a segment of
     n_s rows, so that the fewer rows it has the nearer it stays to its parent; 0 or more."""
@@ -156,10 +158,8 @@ def train(
         losses = _SegmentMeans(log.num_segments)
         for batch in _batches(log, active, config, seeds_S, epoch):
             optimizer.zero_grad(set_to_none=True)
-            dropout = RowDropout(config.row_dropout, batch.streams_G)
-            loss_G, change_G = _losses(bank, batch, config, dropout if config.row_dropout else None)
-            penalty_G = penalty_S[batch.segments_G].float() * change_G
-            torch.autograd.backward((loss_G + penalty_G).sum())
+            loss_G, objective_G = _losses(bank, batch, config, _drops(config, batch), penalty_S)
+            torch.autograd.backward(objective_G.sum())
             optimizer.step()
             steps += 1
             losses.add(batch, loss_G.detach())
@@ -177,18 +177,25 @@ def train(
 
 
 def _losses(
-    bank: AdapterBank, batch: Batch, config: TrainingConfig, dropout: RowDropout | None = None
+    bank: AdapterBank,
+    batch: Batch,
+    config: TrainingConfig,
+    drops: tuple[RowDropout | None, RowDropout | None] = (None, None),
+    penalty_S: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Per segment: the mean over its rows of weight times loss, and the mean squared change of the
-    vectors used.
+    """Per segment: the mean over its rows of weight times loss, and that with the penalty on the
+    mean squared change of the vectors used. `drops`: from the users' row factors and the items'.
     """
     segments_G, weight_GB = batch.segments_G, batch.weight_GB
-    u_GBD, du_GBD = bank.users(batch.user_GB, segments_G, dropout)
-    p_GBD, dp_GBD = bank.items(batch.item_GB, segments_G, dropout)
-    n_GJD, dn_GJD = bank.items(batch.negative_GJ, segments_G, dropout)
-    positive_GB = (u_GBD * p_GBD).sum(-1) + bank.biases(batch.item_GB, segments_G)
+    user = bank.users(batch.user_GB, segments_G, drops[0])
+    positive = bank.items(batch.item_GB, segments_G, drops[1])
+    negative = bank.items(batch.negative_GJ, segments_G, drops[1])
+    positive_bias = bank.biases(batch.item_GB, segments_G)
+    negative_bias = bank.biases(batch.negative_GJ, segments_G)
+    u_GBD, p_GBD, n_GJD = user[0], positive[0], negative[0]
+    positive_GB = (u_GBD * p_GBD).sum(-1) + positive_bias[0].squeeze(-1)
     negative_GBJ = u_GBD @ n_GJD.transpose(1, 2)
-    negative_GBJ = negative_GBJ + bank.biases(batch.negative_GJ, segments_G).unsqueeze(1)
+    negative_GBJ = negative_GBJ + negative_bias[0].transpose(1, 2)
     layers = bank.layers(segments_G)
     if layers:
         positive_GB = positive_GB + paired_scores(layers, u_GBD, p_GBD)
@@ -196,9 +203,26 @@ def _losses(
     same_GBJ = batch.item_GB.unsqueeze(2) == batch.negative_GJ.unsqueeze(1)
     loss_GB = LOSSES[config.loss](positive_GB, negative_GBJ.masked_fill(same_GBJ, -torch.inf))
     share_GB = weight_GB / batch.rows_G.unsqueeze(1)
-    change_GB = du_GBD.square().sum(-1) + dp_GBD.square().sum(-1)
-    penalty_G = (share_GB * change_GB).sum(1) + dn_GJD.square().sum(-1).mean(1)
-    return (share_GB * loss_GB).sum(1), penalty_G
+    loss_G = (share_GB * loss_GB).sum(1)
+    if penalty_S is None or not penalty_S.any():
+        return loss_G, loss_G
+    change_GB = _moved(*user) + _moved(*positive) + _moved(*positive_bias)
+    change_GJ = _moved(*negative) + _moved(*negative_bias)
+    change_G = (share_GB * change_GB).sum(1) + change_GJ.mean(1)
+    return loss_G, loss_G + penalty_S[segments_G].float() * change_G
+
+
+def _moved(adapted: Tensor, below: Tensor) -> Tensor:
+    """The squared distance of vectors from their parent's."""
+    return (adapted - below).square().sum(-1)
+
+
+def _drops(config: TrainingConfig, batch: Batch) -> tuple[RowDropout | None, RowDropout | None]:
+    """Of a step, for users and for items; row i of one does not drop as row i of the other."""
+    if not config.row_dropout:
+        return None, None
+    streams = batch.streams_G, mix(batch.streams_G)
+    return RowDropout(config.row_dropout, streams[0]), RowDropout(config.row_dropout, streams[1])
 
 
 class HeldOutLoss:

@@ -1,7 +1,10 @@
 """An adapted model: names, codes, stored adapters, parents, and what is refused."""
 
+import copy
 import gc
+import pickle
 from collections.abc import Sequence
+from dataclasses import replace
 from threading import Thread
 
 import pytest
@@ -95,7 +98,7 @@ def test_an_even_batch_is_not_copied() -> None:
     x = torch.randn(6, 3)
     for segments in ([1] * 6, [0, 0, 2, 2, 5, 5]):
         tiles = Tiles(torch.tensor(segments))
-        assert tiles.as_they_came
+        assert tiles.layout.samples is None
         assert tiles.unpack(tiles.pack(x)).data_ptr() == x.data_ptr()
 
 
@@ -246,7 +249,7 @@ def test_targets_that_do_not_fit_are_refused(configs: list[DeltaConfig], message
 
 
 def test_a_pattern_takes_what_can_have_the_kind() -> None:
-    found = targets_of(ranker(), [DeltaConfig(("*",), "scale"), CONFIGS[0]])
+    found = targets_of([DeltaConfig(("*",), "scale"), CONFIGS[0]], candidates(ranker()))
     assert [(t.candidate.path, [c.kind for c in t.configs]) for t in found] == [
         ("users", ["scale"]),
         ("tower.0", ["scale", "low_rank"]),
@@ -291,6 +294,10 @@ def test_an_error_in_the_model_leaves_no_forward_under_way() -> None:
     ("segments", "rows", "message"),
     [
         ([], {}, "at least one segment"),
+        ("de", {}, "a sequence of texts, got 'de'"),
+        ([0, 1], {}, "a sequence of texts"),
+        (["a"], {"users": [torch.tensor([True, False])]}, "'a' must be a 1-D tensor of row num"),
+        (["a"], {"users": [torch.tensor([0.5])]}, "got torch.float32 .1,.; mask.nonzero"),
         (["a", "a"], {}, "2 names, 1 of them distinct"),
         (["a", "b"], {"users": [torch.tensor([0])]}, "one tensor for each of 2 segments, got 1"),
         (["a"], {"user": [torch.tensor([0])]}, "'user', which .*; did you mean 'users'"),
@@ -305,7 +312,7 @@ def test_segments_and_rows_that_do_not_fit_are_refused(
 
 
 def test_a_row_outside_its_table_is_refused() -> None:
-    with pytest.raises(IndexError, match=f"touches row {N}"):
+    with pytest.raises(AdapterError, match=f"segment 'a' touches row {N} of 'users'"):
         adapt(ranker(), CONFIGS, ["a"], {"users": [torch.tensor([N])]})
 
 
@@ -332,9 +339,12 @@ def test_a_large_table_needs_the_rows_that_are_touched_and_holds_no_more() -> No
 def test_merging_is_for_one_segment_and_undone_bit_for_bit() -> None:
     adapted = fill(make())
     before = {name: value.clone() for name, value in adapted.model.state_dict().items()}
-    fingerprint = make().base_fingerprint
+    fingerprint = adapted.base_fingerprint
     adapted.merge("de")
-    assert adapted.base_fingerprint == fingerprint
+    with pytest.raises(AdapterError, match="'de' is merged into the model's weights: unmerge"):
+        _ = adapted.base_fingerprint
+    with pytest.raises(AdapterError, match="'de' is merged into the model's weights: unmerge"):
+        adapted.load(fill(make()).stack())
     with pytest.raises(AdapterError, match="'de' is merged already"):
         adapted.merge("us.mobile")
     with pytest.raises(AdapterError, match="leave `segments` out"):
@@ -343,6 +353,7 @@ def test_merging_is_for_one_segment_and_undone_bit_for_bit() -> None:
     adapted.unmerge()
     for name, value in adapted.model.state_dict().items():
         assert torch.equal(value, before[name])
+    assert adapted.base_fingerprint == fingerprint
     adapted.unmerge()
 
 
@@ -377,7 +388,7 @@ def test_loading_puts_numbers_back_by_name() -> None:
     )
     other.load([stack[1], stack[2]])
     assert torch.equal(other(IDS, segments=CODES), expected)
-    for mine, theirs in zip(adapted.adapters(), other.adapters(), strict=True):
+    for mine, theirs in zip(adapted.stack(), other.stack(), strict=True):
         assert mine.segment == theirs.segment
         assert all(torch.equal(t, theirs.tensors[name]) for name, t in mine.tensors.items())
 
@@ -385,7 +396,7 @@ def test_loading_puts_numbers_back_by_name() -> None:
 def test_an_adapter_is_a_copy() -> None:
     adapted = fill(make())
     before = adapted(IDS, segments=CODES)
-    for adapter in (adapted.adapter("de"), *adapted.adapters()):
+    for adapter in (adapted.adapter("de"), *adapted.stack()):
         for tensor in adapter.tensors.values():
             tensor.zero_()
     assert torch.equal(adapted(IDS, segments=CODES), before)
@@ -405,15 +416,18 @@ def test_adapters_that_do_not_fit_are_refused_and_nothing_is_changed() -> None:
     unknown.segment_names = ("dee",)
     own = adapted.base_fingerprint
     for adapters, message in (
-        (foreign.adapters(), f"on model {foreign.base_fingerprint}, this model is {own}"),
-        (configured.adapters(), "this model has .DeltaConfig"),
-        (wider.adapters(), "'de' has 10 rows, this model has 2"),
-        (moved.adapters(), "users.rows of the adapters are not those"),
-        (unknown.adapters(), "no segment 'dee' among 4; did you mean 'de'"),
+        ([*foreign.stack()], f"on model {foreign.base_fingerprint}, this model is {own}"),
+        ([*configured.stack()], "this model has .DeltaConfig"),
+        ([*wider.stack()], "'de' has 10 rows, this model has 2"),
+        ([*moved.stack()], "users.rows of the adapters are not those"),
+        ([*unknown.stack()], "no segment 'dee' among 4; did you mean 'de'"),
         ([], "at least one adapter"),
     ):
         with pytest.raises(AdapterError, match=message):
             adapted.load(adapters)
+    for other in (configured, wider, moved):
+        with pytest.raises((AdapterError, RuntimeError), match="of other segments|size mismatch"):
+            adapted.load_state_dict(other.state_dict())
     tensors = {**stack.tensors, "users.rows.b": stack.tensors["users.rows.b"][:, :3]}
     damaged = AdapterStack(NAMES, CONFIGS, own, tensors, stack.offsets)
     with pytest.raises(AdapterError, match="users.rows.b of the adapters"):
@@ -423,6 +437,88 @@ def test_adapters_that_do_not_fit_are_refused_and_nothing_is_changed() -> None:
     with pytest.raises(AdapterError, match="users.rows.b'. in one of them only"):
         adapted.load(AdapterStack(NAMES, CONFIGS, own, tensors, offsets))
     assert torch.equal(adapted(IDS, segments=CODES), before)
+
+
+def test_a_state_dict_comes_back_where_it_belongs() -> None:
+    adapted, again = fill(make()), make()
+    again.load_state_dict(adapted.state_dict())
+    assert torch.equal(again(IDS, segments=CODES), adapted(IDS, segments=CODES))
+    with pytest.raises(AdapterError, match="of other segments .or in another order"):
+        make([*NAMES[::-1]]).load_state_dict(adapted.state_dict())
+
+
+def test_a_parent_that_serves_a_segment_is_one_of_the_adapters() -> None:
+    """As the store gives them: its own numbers, under the names of the segments that it serves."""
+    pooled = fill(make(["us.mobile"]), seed=4)
+    parent = pooled.adapter("us.mobile")
+    under = pooled(IDS, segments=torch.zeros(6, dtype=torch.int64)).detach()
+    adapters = [*fill(adapt(ranker(), CONFIGS, NAMES, ROWS, parent=parent)).stack()]
+    served = replace(parent, segment=adapters[1].segment)
+    whole, some = (
+        AdaptedModel.of(ranker(), given) for given in (adapters, [served, *adapters[2:]])
+    )
+    found = some(IDS, segments=some.codes([NAMES[code] if code >= 0 else "?" for code in CODES]))
+    expected = whole(IDS, segments=CODES)
+    kept = CODES >= 2
+    assert torch.equal(found[kept], expected[kept])
+    torch.testing.assert_close(found[~kept], under[~kept])
+
+
+def test_models_and_what_adapts_them_know_each_other() -> None:
+    model = ranker()
+    adapted = adapt(model, CONFIGS, NAMES, ROWS)
+    with pytest.raises(AdapterError, match="adapted already: model.adapted_by.remove"):
+        adapt(model, CONFIGS, ["again"])
+    assert model.adapted_by is adapted  # type: ignore[comparison-overlap]
+    for copied in (lambda: copy.deepcopy(adapted), lambda: pickle.dumps(adapted)):
+        with pytest.raises(AdapterError, match="cannot be copied or pickled"):
+            copied()
+    adapted.remove()
+    with pytest.raises(AdapterError, match="taken off this model by remove"):
+        adapted(IDS, segments=CODES)
+    adapt(model, CONFIGS, ["again"])
+
+
+def test_a_parent_of_another_model_leaves_no_trace() -> None:
+    parent = make(["de"]).adapter("de")
+    model = ranker().train()
+    with torch.no_grad():
+        model.users.weight[0] += 1
+    with pytest.raises(AdapterError, match="was trained on model"):
+        adapt(model, CONFIGS, NAMES, ROWS, parent=parent)
+    assert model.training and model.users.weight.requires_grad
+    assert all(not module._forward_hooks for module in model.modules())
+    adapt(model, CONFIGS, NAMES, ROWS)
+
+
+def test_a_train_around_the_model_does_not_reach_it() -> None:
+    adapted = fill(make())
+    before = {name: value.clone() for name, value in adapted.model.state_dict().items()}
+    fingerprint, expected = adapted.base_fingerprint, adapted(IDS, segments=CODES)
+    adapted.model.train()
+    assert torch.equal(adapted(IDS, segments=CODES), expected)
+    for name, value in adapted.model.state_dict().items():
+        assert torch.equal(value, before[name])
+    with torch.no_grad():
+        adapted.model.get_parameter("users.weight")[0] += 1
+    assert adapted.base_fingerprint != fingerprint, "a base that was written to is another"
+
+
+def test_names_with_slashes_are_modules_of_their_own() -> None:
+    class Slashed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module("a/b", nn.Linear(3, 3))
+            self.a = nn.Module()
+            self.a.b = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.get_submodule("a/b")(x) + self.a.get_submodule("b")(x)
+            return y
+
+    adapted = adapt(Slashed(), DeltaConfig(("*",), "low_rank", rank=2), ["a"])
+    assert len(list(adapted.parameters())) == 4
+    assert {"a/b.low_rank.a", "a.b.low_rank.a"} < adapted.adapter("a").tensors.keys()
 
 
 def test_an_adapter_of_a_base_model_is_not_one_of_modules() -> None:
@@ -436,7 +532,7 @@ def test_a_model_that_is_not_what_adapters_need_is_left_alone() -> None:
     with torch.no_grad():
         model.users.weight[0] += 1
     with pytest.raises(AdapterError, match="was trained on model"):
-        AdaptedModel.of(model, fill(make()).adapters())
+        AdaptedModel.of(model, [*fill(make()).stack()])
     assert all(not module._forward_hooks for module in model.modules())
 
 
@@ -464,17 +560,23 @@ def test_segments_stand_on_their_parent_and_nobody_is_served_by_it() -> None:
     torch.testing.assert_close(mixed[CODES < 0], under[0][CODES < 0])
     assert not torch.allclose(mixed, under[0])
     assert all("parent" not in name for name, _ in adapted.named_parameters())
+    torch.autograd.backward(mixed.sum())
+    below = adapted._frozen[1]
+    assert below is not None and not any(p.requires_grad for p in below.parameters())
     for code, name in enumerate(NAMES):
         alone = adapted(IDS, segments=torch.full((6,), code))
         adapted.merge(name)
         torch.testing.assert_close(adapted(IDS), alone)
         adapted.unmerge()
         torch.testing.assert_close(mixed[code == CODES], alone[code == CODES])
-    again = AdaptedModel.of(ranker(), adapted.adapters())
+    again = AdaptedModel.of(ranker(), [*adapted.stack()])
     assert torch.equal(again(IDS, segments=CODES), mixed)
     with pytest.raises(AdapterError, match="this model has None"):
-        make().load(adapted.adapters())
-    adapted.load(again.adapters())
+        make().load([*adapted.stack()])
+    moved = replace(parent, parent=make(["de"]).adapter("de"))
+    with pytest.raises(AdapterError, match="adapt with the adapter's own parent"):
+        adapted.load([replace(each, parent=moved) for each in adapted.stack()])
+    adapted.load([*again.stack()])
     adapted.remove()
     assert torch.equal(adapted.model(IDS), ranker().eval()(IDS))
 

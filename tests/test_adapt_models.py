@@ -267,7 +267,7 @@ def test_one_meaning_mixed_equals_alone_equals_merged(case: Case) -> None:
 def test_mixed_batches_train_their_segments_alone(case: Case) -> None:
     _, args, kwargs, _, _ = case
     adapted = make(case).train()
-    before, frozen = adapted.adapters(), frozen_bytes(adapted.model)
+    before, frozen = [*adapted.stack()], frozen_bytes(adapted.model)
     codes = torch.where(CODES == 1, 2, CODES)
     optimizer = RowwiseAdagrad(adapted.parameters(), lr=0.03)
     known = (codes >= 0).unsqueeze(1)
@@ -279,7 +279,7 @@ def test_mixed_batches_train_their_segments_alone(case: Case) -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
-    for code, (old, new) in enumerate(zip(before, adapted.adapters(), strict=True)):
+    for code, (old, new) in enumerate(zip(before, [*adapted.stack()], strict=True)):
         same = [torch.equal(old.tensors[name], new.tensors[name]) for name in old.tensors]
         assert all(same) if code == 1 else not all(same)
     assert frozen_bytes(adapted.model) == frozen
@@ -297,7 +297,7 @@ def test_adapters_come_back_whole(case: Case) -> None:
     adapted = make(case)
     with torch.no_grad():
         expected = tensor(adapted(*args, segments=CODES, **kwargs))
-        adapters = adapted.adapters()
+        adapters = [*adapted.stack()]
         adapted.remove()
         again = AdaptedModel.of(adapted.model, adapters[::-1])
         codes = again.codes([NAMES[code] if code >= 0 else "?" for code in CODES.tolist()])

@@ -255,7 +255,7 @@ def test_one_meaning_mixed_equals_alone_equals_merged(case: Case) -> None:
 
 def test_isolation_a_step_moves_its_segments_alone_and_no_byte_of_the_model(case: Case) -> None:
     adapted = filled(make(case)).train()
-    before, frozen = adapted.adapters(), frozen_bytes(adapted.model)
+    before, frozen = [*adapted.stack()], frozen_bytes(adapted.model)
     args, kwargs = batch(case)
     segments = torch.tensor([2, 0, -1, 0, 2, 2, -1, 0, 0])
     for optimizer in (
@@ -268,7 +268,7 @@ def test_isolation_a_step_moves_its_segments_alone_and_no_byte_of_the_model(case
         torch.autograd.backward(torch.stack([o.square().sum() for o in output]).sum())
         assert all(p.grad is not None and p.grad.is_sparse for p in adapted.parameters())
         optimizer.step()
-    for code, (old, new) in enumerate(zip(before, adapted.adapters(), strict=True)):
+    for code, (old, new) in enumerate(zip(before, [*adapted.stack()], strict=True)):
         same = [torch.equal(old.tensors[name], new.tensors[name]) for name in old.tensors]
         assert all(same) if code == 1 else not all(same)
     assert frozen_bytes(adapted.model) == frozen

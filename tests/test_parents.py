@@ -80,27 +80,31 @@ def test_a_parent_may_have_a_parent() -> None:
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_lookups_are_rows_of_the_merged_tables(kind: str) -> None:
-    """And changes are those to the parent; a segment that nobody knows is the parent's."""
+    """And come with the parent's; a segment that nobody knows is the parent's."""
     parent = make_parent("ladder")
     bank, below = fill(residuals(kind, parent), 7), AdapterBank.of(BASE, [parent]).merged("日本")
     segments = torch.tensor([3, -1, 0])
     users, items = USERS.expand(3, -1), ITEMS.expand(3, -1)
-    user_rows, user_change = bank.users(users, segments)
-    item_rows, item_change = bank.items(items, segments)
-    biases, layers = bank.biases(items, segments), bank.layers(segments)
+    user_rows, users_below = bank.users(users, segments)
+    item_rows, items_below = bank.items(items, segments)
+    (biases, biases_below), layers = bank.biases(items, segments), bank.layers(segments)
     for g, code in enumerate(segments.tolist()):
         merged = below if code < 0 else bank.merged(bank.segment_names[code])
         torch.testing.assert_close(user_rows[g], merged.user_table.weight_ND)
         torch.testing.assert_close(item_rows[g], merged.item_table.weight_ND)
-        torch.testing.assert_close(biases[g], merged.item_bias.weight_ND.squeeze(1))
+        torch.testing.assert_close(biases[g], merged.item_bias.weight_ND)
         assert merged.tower is not None
         for (weight, bias), *whole in zip(
             layers, merged.tower.weights, merged.tower.biases, strict=True
         ):
             torch.testing.assert_close([weight[g], bias[g]], whole)
-    torch.testing.assert_close(user_change, user_rows - below.user_table.weight_ND)
-    torch.testing.assert_close(item_change, item_rows - below.item_table.weight_ND)
-    assert not user_change[1].any() and not item_change[1].any()
+    for found, table in (
+        (users_below, below.user_table),
+        (items_below, below.item_table),
+        (biases_below, below.item_bias),
+    ):
+        torch.testing.assert_close(found, table.weight_ND.expand(3, -1, -1))
+    assert torch.equal(user_rows[1], users_below[1]) and torch.equal(item_rows[1], items_below[1])
 
 
 def test_an_adapter_keeps_its_parent_and_a_bank_of_them_is_the_bank() -> None:

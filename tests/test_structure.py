@@ -26,7 +26,6 @@ TESTED_IN = {
     "reclora.adapt.attention": "test_adapt_modules",
     "reclora.adapt.bags": "test_adapt_modules",
     "reclora.adapt.embeddings": "test_adapt_modules",
-    "reclora.adapt.inference": "test_adapt_modules",
     "reclora.adapt.layers": "test_adapt_modules",
     "reclora.adapt.mixed": "test_adapt",
     "reclora.adapt.model": "test_adapt",

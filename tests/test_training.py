@@ -106,7 +106,7 @@ def test_isolation_of_the_optimizers_state(kind: str) -> None:
     ids, segments = torch.from_numpy(LOG.user_rows[:8]).view(1, -1), torch.tensor([0])
     items = torch.from_numpy(LOG.item_rows[:8]).view(1, -1)
     scores = (bank.users(ids, segments)[0] * bank.items(items, segments)[0]).sum()
-    torch.autograd.backward(scores + bank.biases(items, segments).sum())
+    torch.autograd.backward(scores + bank.biases(items, segments)[0].sum())
     optimizer.step()
     for name, delta in bank.deltas():
         for code in range(len(SIZES)):
@@ -388,10 +388,10 @@ def test_a_steps_loss_and_penalty_equal_plain_loops(kind: str, below: str | None
     bank = fill(AdapterBank.for_log(base, log, KINDS[kind], parent=parent), seed=5)
     frozen = base if parent is None else AdapterBank.of(base, [parent]).merged("a")
     config = TrainingConfig(batch_rows=4, num_negatives=6)
-    seeds_S = segment_seeds(0, log)
+    seeds_S, penalty_S = segment_seeds(0, log), torch.tensor([0.5, 3.0])
     kwargs = {"epoch": 1, "batch_rows": 4, "num_negatives": 6, "segments_per_step": 2}
     for batch in stratified_batches(log, np.arange(2), seeds_S=seeds_S, **kwargs):
-        losses, penalties = _losses(bank, batch, config)
+        losses, objectives = _losses(bank, batch, config, penalty_S=penalty_S)
         for g, code in enumerate(batch.segments_G.tolist()):
             merged = bank.merged(bank.segment_names[code])
             scores = merged.scorer().scores(torch.arange(9)).tolist()
@@ -407,11 +407,14 @@ def test_a_steps_loss_and_penalty_equal_plain_loops(kind: str, below: str | None
                 share = float(batch.weight_GB[g, b]) / int(batch.rows_G[g])
                 others = [scores[user][j] if j != item else -1e9 for j in negatives]
                 loss += share * reference.softmax_loss(scores[user][item], others)
-                penalty += share * (change("user_table", user) + change("item_table", item))
+                for name, row in (("user_table", user), ("item_table", item), ("item_bias", item)):
+                    penalty += share * change(name, row)
             for item in negatives:
-                penalty += change("item_table", item) / len(negatives)
+                moved = change("item_table", item) + change("item_bias", item)
+                penalty += moved / len(negatives)
             assert losses[g].item() == pytest.approx(loss, rel=1e-4)
-            assert penalties[g].item() == pytest.approx(penalty, rel=1e-4)
+            objective = loss + float(penalty_S[code]) * penalty
+            assert objectives[g].item() == pytest.approx(objective, rel=1e-4)
 
 
 def test_shrinkage_is_l2_by_the_rows_of_a_segment() -> None:

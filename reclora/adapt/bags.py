@@ -70,9 +70,9 @@ class BagSite:
         if self.module.padding_idx is not None:
             kept_L1 = (ids_L != self.module.padding_idx).to(a_LR.dtype).unsqueeze(1)
             share_L1 = kept_L1 if share_L1 is None else share_L1 * kept_L1
-            counts_B = torch.zeros(len(tiles)).index_add(0, bags_L, kept_L1.squeeze(1))
+            counts_B = a_LR.new_zeros(len(tiles)).index_add(0, bags_L, kept_L1.squeeze(1))
         if share_L1 is not None:
-            a_LR = a_LR * share_L1[: len(a_LR)]
+            a_LR = a_LR * share_L1
         a_BR = a_LR.new_zeros(len(tiles), a_LR.shape[1]).index_add(0, bags_L, a_LR)
         if self.module.mode == "mean":
             a_BR = a_BR / counts_B.clamp(min=1).unsqueeze(1)
@@ -85,10 +85,15 @@ class BagSite:
             counts_B = torch.full((num_bags,), ids.shape[1])
         elif self.module.include_last_offset:
             counts_B = offsets.diff()
+            if int(offsets[-1]) != len(ids_L):
+                raise AdapterError(
+                    f"module {self.path!r} got {len(ids_L)} ids, but its last offset is "
+                    f"{int(offsets[-1])}: with include_last_offset they must be equal"
+                )
         else:
             counts_B = torch.cat([offsets, offsets.new_tensor([len(ids_L)])]).diff()
         bags_L = torch.arange(num_bags).repeat_interleave(counts_B)
-        return ids_L[: len(bags_L)].long(), bags_L, counts_B
+        return ids_L.long(), bags_L, counts_B
 
     def merged(self, code: int) -> Iterator[Change]:
         return self.table.merged(code)

@@ -43,7 +43,7 @@ class TableDeltas:
     ) -> None:
         self.table, self.touched, self.dropout = table, touched, 0.0
         self.deltas: dict[str, Delta] = {}
-        dim, low_rank = table.embedding_dim, configs[0].low_rank
+        dim = table.embedding_dim
         for config in configs:
             low_rank = config.low_rank
             self.dropout = self.dropout or config.dropout

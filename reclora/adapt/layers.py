@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reclora.adapt.inference import with_change
 from reclora.adapt.mixed import Tiles
 from reclora.adapt.sites import Change, Current, hook_outputs
 from reclora.configs import AdapterError, DeltaConfig
@@ -81,8 +80,6 @@ class LayerSite:
             x = F.dropout(x, self.dropout)
         if not isinstance(self.module, nn.Linear):
             return y + self._convolved(tiles, delta, x)
-        if not torch.is_grad_enabled():
-            return with_change(tiles, delta, x, y)
         change_GBO = delta.change(tiles.pack(x).flatten(1, -2), tiles.segments_G)
         return y + tiles.unpack(change_GBO.view(-1, tiles.height, *y.shape[1:]))
 
@@ -119,7 +116,7 @@ class LayerSite:
         segment_1 = torch.tensor([code])
         weight, bias = self.module.weight, self.module.bias
         weight_1OI = weight.flatten(1).unsqueeze(0)
-        bias_11O = torch.zeros(1, 1, len(weight)) if bias is None else bias.view(1, 1, -1)
+        bias_11O = weight.new_zeros(1, 1, len(weight)) if bias is None else bias.view(1, 1, -1)
         for kind, delta in self.deltas.items():
             if kind == "low_rank":
                 weight_1OI = delta(weight_1OI, segment_1)

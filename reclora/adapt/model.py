@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from reclora.adapt.attention import AttentionSite
 from reclora.adapt.bags import BagSite
 from reclora.adapt.embeddings import EmbeddingSite, TableDeltas
+from reclora.adapt.frozen import Fingerprint, check_unshared, fingerprint_of, same_parent
 from reclora.adapt.layers import LayerSite
 from reclora.adapt.mixed import Tiles
 from reclora.adapt.numbers import filled, is_rows, stacked
+from reclora.adapt.rows import touched_rows
 from reclora.adapt.sites import Change, Site
 from reclora.adapt.targets import Target, candidates, nearest, targets_of
 from reclora.adapt.torchrec import CollectionSite
@@ -27,8 +29,8 @@ from reclora.counted import segment_seed
 from reclora.deltas import Owners, TouchedRows
 from reclora.stacks import AdapterStack
 
-MOST_SLOTS = 20_000_000
-"""Rows of a table times segments that may own numbers without being told which they touch."""
+ADAPTED_BY = "adapted_by"
+"""The attribute under which a model knows what adapts it."""
 
 
 @dataclass
@@ -60,6 +62,9 @@ def adapt(
     they are; `AdaptedModel.remove` takes the deltas off again. (An nn.TransformerEncoder with
     deltas in it makes no nested tensors: what stands in padding is then not zero.)
 
+    A delta acts on what comes out of its module. Where a model reads a weight past its module as
+    well (`h @ self.items.weight.T`), that reads the frozen weight; `merge` is for such a model.
+
     Args:
         model: on the CPU, float32 where it is adapted.
         configs: which kinds on which modules; several kinds on one module follow one another,
@@ -74,8 +79,8 @@ def adapt(
     Raises:
         AdapterError: no segment, one twice, a target that matches nothing (the nearest name is
             offered) or a module that cannot have what the config asks for; a table too large
-            for all its rows in every segment; `rows` of something else; a parent of another model.
-        IndexError: a row of `rows` is outside its table.
+            for all its rows in every segment; `rows` of something else, or outside their table;
+            a parent of another model; a model that is adapted already.
     """
     return AdaptedModel(model, configs, segments, rows, seed, parent)
 
@@ -87,8 +92,10 @@ class AdaptedModel(nn.Module):
 
     takes what the model takes, and the segment of each sample; -1 is a segment that nobody knows.
     The first dimension of what an adapted module is given must be the samples, or 1 for what all
-    of them share. Only the deltas are parameters, and the state_dict holds only them; their
-    gradients are sparse. `train()` turns their dropout on, the model stays in evaluation mode.
+    of them share. `train()` turns the deltas' dropout on, the model stays in evaluation mode.
+
+    Only the deltas are parameters, and the state_dict holds only them. Their gradients are sparse:
+    `RowwiseAdagrad`, and torch's SGD (without weight_decay), SparseAdam and Adagrad take them.
 
     Calling the model itself instead of the adapted one is refused while the deltas are on it: it
     would be unadapted without a word.
@@ -100,32 +107,33 @@ class AdaptedModel(nn.Module):
         configs: DeltaConfig | Sequence[DeltaConfig],
         segments: Sequence[str],
         rows: Mapping[str, Sequence[Tensor]] | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
         parent: Adapter | None = None,
     ) -> None:
         super().__init__()
         self.configs = (configs,) if isinstance(configs, DeltaConfig) else tuple(configs)
-        self.segment_names, self.parent_adapter = tuple(segments), parent
+        self.segment_names, self.parent_adapter = _distinct(segments), parent
         self._codes = {name: code for code, name in enumerate(self.segment_names)}
-        if not segments or len(self._codes) < len(self.segment_names):
+        if ADAPTED_BY in model.__dict__:
             raise AdapterError(
-                f"adapt needs at least one segment and distinct names, got {len(segments)} names, "
-                f"{len(self._codes)} of them distinct"
+                f"this {type(model).__name__} is adapted already: model.{ADAPTED_BY}.remove() "
+                f"takes those deltas off; to stand on other deltas, pass their adapter as parent"
             )
-        targets = targets_of(model, self.configs)
-        touched = _touched(model, targets, self.segment_names, rows or {})
-        model.requires_grad_(False).eval()
-        parent_model = None if parent is None else AdaptedModel.of(model, [parent])
-        # In a tuple, so that neither their parameters nor their names become this module's.
-        self._frozen = (model, parent_model)
-        generators = [torch.Generator().manual_seed(segment_seed(seed, s)) for s in segments]
-        owners = Owners.all(generators)
+        names = candidates(model)
+        targets = targets_of(self.configs, names)
+        touched = touched_rows(targets, names, self.segment_names, rows or {})
+        owners = (
+            Owners.blank(len(self.segment_names))
+            if seed is None
+            else Owners.all([_generator(seed, segment) for segment in self.segment_names])
+        )
         self.sites: list[Site] = [
             _site(target, owners, touched.get(target.candidate.path)) for target in targets
         ]
         self.deltas = nn.ModuleDict(
             {
-                f"{site.path}.{name}".replace(".", "/"): cast(nn.Module, delta)
+                # A module's name has no dot, but it may have a slash.
+                f"{site.path}.{name}".replace("/", "//").replace(".", "/"): cast(nn.Module, delta)
                 for site in self.sites
                 for name, delta in site.deltas.items()
             }
@@ -133,7 +141,14 @@ class AdaptedModel(nn.Module):
         self._calls = _Calls()
         self._merged: str | None = None
         self._kept: list[Change] = []
-        self._fingerprint: str | None = None
+        self._fingerprint = Fingerprint(model)
+        parent_model = None
+        if parent is not None:
+            parent_model = AdaptedModel.of(model, [parent]).requires_grad_(False)
+        # In a tuple, so that neither their parameters nor their names become this module's.
+        self._frozen = (model, parent_model)
+        model.requires_grad_(False).eval()
+        model.__dict__[ADAPTED_BY] = self
         self._encoders = _nesting(model, self.sites)
         for encoder in self._encoders:
             encoder.use_nested_tensor = False
@@ -143,25 +158,35 @@ class AdaptedModel(nn.Module):
     def of(cls, model: nn.Module, adapters: Sequence[Adapter]) -> AdaptedModel:
         """An adapted model of stored adapters, with the rows that they touch.
 
+        Args:
+            adapters: of one config and one parent; among them may be that parent itself under the
+                names of the segments that it serves (as `AdapterStore.load_all` gives them). A
+                stack (`AdapterStore.load_stacks`) is the fastest.
+
         Raises:
             AdapterError: as `load`; an adapter of a base model of reclora's own.
         """
-        stack = adapters if isinstance(adapters, AdapterStack) else AdapterStack.of(adapters)
-        if isinstance(stack.config, AdapterConfig):
+        own, served = _own_and_served(adapters)
+        if isinstance(own.config, AdapterConfig):
             raise AdapterError(
-                f"the adapter of segment {stack.segments[0]!r} is of a base model with two tables "
+                f"the adapter of segment {own.segments[0]!r} is of a base model with two tables "
                 f"and a tower: take AdapterBank.of"
             )
+        _check_model(own, fingerprint_of(model))
+        nothing = [torch.empty(0, dtype=torch.int64)] * len(served)
         rows = {
-            name.removesuffix("rows").removesuffix("."): stack.tensors[name].split(
-                bounds.diff().tolist()
-            )
-            for name, bounds in stack.offsets.items()
+            name.removesuffix("rows").removesuffix("."): [
+                *own.tensors[name].split(bounds.diff().tolist()),
+                *nothing,
+            ]
+            for name, bounds in own.offsets.items()
             if is_rows(name)
         }
-        adapted = cls(model, stack.config, stack.segments, rows, parent=stack.parent)
+        # Where all numbers are put in, none is drawn.
+        seed, names = 0 if served else None, (*own.segments, *served)
+        adapted = cls(model, own.config, names, rows, seed, own.parent)
         try:
-            adapted.load(stack)
+            adapted.load(own)
         except AdapterError:
             adapted.remove()
             raise
@@ -191,6 +216,10 @@ class AdaptedModel(nn.Module):
                     f"it: leave `segments` out, or unmerge()"
                 )
             return model(*args, **kwargs)
+        if not self._attached:
+            raise AdapterError("the deltas were taken off this model by remove(): adapt it anew")
+        if model.training:
+            model.eval()  # Something around it has called train().
         call = _Call(Tiles(self._checked(segments)))
         outer, self._calls.now = self._calls.now, call
         try:
@@ -212,6 +241,11 @@ class AdaptedModel(nn.Module):
     def _checked(self, segments: Tensor | None) -> Tensor:
         if segments is None:
             raise AdapterError("an adapted model needs segments=: an int64 code for each sample")
+        if not isinstance(segments, Tensor):
+            raise AdapterError(
+                f"segments must be an int64 tensor (B,), got {type(segments).__name__}; codes() "
+                f"makes one of names"
+            )
         if segments.dtype != torch.int64 or segments.dim() != 1:
             raise AdapterError(
                 f"segments must be int64 of shape (B,), got {segments.dtype} "
@@ -255,11 +289,6 @@ class AdaptedModel(nn.Module):
             )
         return self._codes[segment]
 
-    def train(self, mode: bool = True) -> AdaptedModel:
-        """Turn the deltas' dropout on or off; the model stays in evaluation mode."""
-        super().train(mode)
-        return self
-
     def remove(self) -> None:
         """Take the deltas off the model, which is then as it was, but for being frozen."""
         self.unmerge()
@@ -270,6 +299,7 @@ class AdaptedModel(nn.Module):
             encoder.use_nested_tensor = True
         if self._frozen[1] is not None:
             self._frozen[1].remove()
+        self.model.__dict__.pop(ADAPTED_BY, None)
 
     # One segment in the model's own weights.
 
@@ -287,7 +317,7 @@ class AdaptedModel(nn.Module):
         code = self.code(segment)
         if self._merged is not None:
             raise AdapterError(f"segment {self._merged!r} is merged already: unmerge() first")
-        _check_unshared(self.model, self.sites)
+        check_unshared(self.model, self.sites)
         if self._frozen[1] is not None:
             self._frozen[1].merge(cast(Adapter, self.parent_adapter).segment)
         self._merged = segment
@@ -318,16 +348,16 @@ class AdaptedModel(nn.Module):
 
     @property
     def base_fingerprint(self) -> str:
-        """sha256 over the names, types, shapes and bytes of the frozen model's state_dict."""
-        if self._frozen[1] is not None:
-            return self._frozen[1].base_fingerprint
-        if self._fingerprint is None:
-            merged = self._merged
-            self.unmerge()
-            self._fingerprint = _fingerprint(self.model)
-            if merged is not None:
-                self.merge(merged)
-        return self._fingerprint
+        """sha256 over the names, types, shapes and bytes of the frozen model's state_dict.
+
+        Raises:
+            AdapterError: an adapter is merged into the model's weights.
+        """
+        if self._merged is not None:
+            raise AdapterError(
+                f"segment {self._merged!r} is merged into the model's weights: unmerge() first"
+            )
+        return self._fingerprint()
 
     def adapter(self, segment: str) -> Adapter:
         """A copy of the segment's numbers.
@@ -344,12 +374,8 @@ class AdaptedModel(nn.Module):
             tensors[name] = tensor[int(offsets[code]) : int(offsets[code + 1])].clone()
         return Adapter(segment, self.configs, self.base_fingerprint, tensors, self.parent_adapter)
 
-    def adapters(self) -> list[Adapter]:
-        """Every segment's adapter: views of one copy."""
-        return list(self.stack())
-
     def stack(self) -> AdapterStack:
-        """A copy of the numbers of all segments."""
+        """A copy of the numbers of all segments: a sequence of their adapters."""
         parts = stacked(self.sites)
         return AdapterStack(
             self.segment_names,
@@ -370,14 +396,10 @@ class AdaptedModel(nn.Module):
         """
         stack = adapters if isinstance(adapters, AdapterStack) else AdapterStack.of(adapters)
         first = f"the adapter of segment {stack.segments[0]!r}"
-        if stack.base_fingerprint != self.base_fingerprint:
-            raise AdapterError(
-                f"{first} was trained on model {stack.base_fingerprint}, this model is "
-                f"{self.base_fingerprint}: load its own model, or train it anew on this one"
-            )
+        _check_model(stack, self.base_fingerprint)
         if stack.config != self.configs:
             raise AdapterError(f"{first} has {stack.config}, this model has {self.configs}")
-        if not _same(stack.parent, self.parent_adapter):
+        if not same_parent(stack.parent, self.parent_adapter):
             raise AdapterError(
                 f"{first} stands on parent {stack.parent!r}, this model has "
                 f"{self.parent_adapter!r}: adapt with the adapter's own parent"
@@ -386,12 +408,75 @@ class AdaptedModel(nn.Module):
         for tensor, places, values in filled(self.sites, stack, codes):
             tensor.index_copy_(0, places, values)
 
+    def get_extra_state(self) -> Tensor:
+        """What `load_state_dict` compares: whose numbers the state_dict holds, as a sha256."""
+        rows = {name: tensor for name, (tensor, _) in stacked(self.sites).items() if is_rows(name)}
+        digest = hashlib.sha256(repr((self.segment_names, self.configs)).encode())
+        for name in sorted(rows):
+            digest.update(rows[name].numpy().data)
+        return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Refuse the numbers of other segments, configs or rows, before one of them is copied.
+
+        Raises:
+            AdapterError: they are others, or an adapter is merged into the model's weights.
+        """
+        if self._merged is not None:
+            raise AdapterError(f"segment {self._merged!r} is merged: unmerge() first")
+        if not torch.equal(state, self.get_extra_state()):
+            raise AdapterError(
+                "this state_dict is of other segments (or in another order), configs or rows: "
+                "adapt as it was adapted, or keep stack() instead, which says whose numbers it has"
+            )
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise AdapterError(
+            "an adapted model cannot be copied or pickled, as its deltas are hooks on the model: "
+            "keep stack() (an AdapterStore publishes it), and AdaptedModel.of(model, stack)"
+        )
+
     def __repr__(self) -> str:
         numbers = sum(parameter.numel() for parameter in self.parameters())
         return (
             f"AdaptedModel({type(self.model).__name__}, {len(self.segment_names):,} segments, "
             f"{len(self.sites)} adapted modules, {numbers:,} numbers)"
         )
+
+
+def _distinct(segments: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(segments, str) or not all(isinstance(name, str) for name in segments):
+        raise AdapterError(f"segments must be a sequence of texts, got {segments!r}")
+    distinct = len(set(segments))
+    if not distinct or distinct < len(segments):
+        raise AdapterError(
+            f"adapt needs at least one segment and distinct names, got {len(segments)} names, "
+            f"{distinct} of them distinct"
+        )
+    return tuple(segments)
+
+
+def _generator(seed: int, segment: str) -> torch.Generator:
+    return torch.Generator().manual_seed(segment_seed(seed, segment))
+
+
+def _check_model(stack: AdapterStack, fingerprint: str) -> None:
+    if stack.base_fingerprint != fingerprint:
+        raise AdapterError(
+            f"the adapter of segment {stack.segments[0]!r} was trained on model "
+            f"{stack.base_fingerprint}, this model is {fingerprint}: load its own model, or train "
+            f"it anew on this one"
+        )
+
+
+def _own_and_served(adapters: Sequence[Adapter]) -> tuple[AdapterStack, list[str]]:
+    """The adapters of segments that have their own, and the names of those their parent serves."""
+    if isinstance(adapters, AdapterStack):
+        return adapters, []
+    parents = [adapter.parent for adapter in adapters if adapter.parent is not None]
+    served = [a.segment for a in adapters if any(a.tensors is p.tensors for p in parents)]
+    own = [adapter for adapter in adapters if adapter.segment not in served]
+    return AdapterStack.of(own), served
 
 
 def _site(target: Target, owners: Owners, touched: TouchedRows | None) -> Site:
@@ -422,95 +507,8 @@ def _nesting(model: nn.Module, sites: Sequence[Site]) -> list[nn.TransformerEnco
     ]
 
 
-def _touched(
-    model: nn.Module,
-    targets: Sequence[Target],
-    segments: Sequence[str],
-    rows: Mapping[str, Sequence[Tensor]],
-) -> dict[str, TouchedRows]:
-    """The rows that each segment may change of each table with a factor a row, by its path."""
-    tables = {
-        target.candidate.path: target.candidate.module.get_parameter("weight").shape[0]
-        for target in targets
-        if {"rows", "basis"} & {config.kind for config in target.configs}
-    }
-    names = candidates(model)
-    given: dict[str, Sequence[Tensor]] = {}
-    for name, lists in rows.items():
-        path = names[name].path if name in names else None
-        if path not in tables:
-            raise AdapterError(
-                f"rows are given for {name!r}, which has no delta of the kind `rows` or `basis`"
-                f"{nearest(name, list(tables))}"
-            )
-        if len(lists) != len(segments):
-            raise AdapterError(
-                f"the rows of {name!r} must be one tensor for each of {len(segments)} segments, "
-                f"got {len(lists)}"
-            )
-        given[path] = lists
-    return {
-        path: TouchedRows.of(given[path], count) if path in given else _all(path, count, segments)
-        for path, count in tables.items()
-    }
-
-
-def _all(path: str, num_rows: int, segments: Sequence[str]) -> TouchedRows:
-    if num_rows * len(segments) > MOST_SLOTS:
-        raise AdapterError(
-            f"table {path!r} has {num_rows:,} rows: numbers for all of them in each of "
-            f"{len(segments):,} segments are more than {MOST_SLOTS:,} rows; pass "
-            f"rows={{{path!r}: [the rows that each segment touches]}}"
-        )
-    offsets = torch.arange(len(segments) + 1) * num_rows
-    return TouchedRows(num_rows, offsets, torch.arange(num_rows).repeat(len(segments)))
-
-
 def _write(change: Change) -> None:
     if change.rows is None:
         change.weight.copy_(change.values)
     else:
         change.weight.index_copy_(0, change.rows, change.values)
-
-
-def _check_unshared(model: nn.Module, sites: Sequence[Site]) -> None:
-    """Refuse weights that stand in a second module, which would find them changed."""
-    users: dict[int, list[tuple[str, nn.Module]]] = {}
-    for path, module in model.named_modules():
-        for parameter in module.parameters(recurse=False):
-            users.setdefault(id(parameter), []).append((path, module))
-    for site in sites:
-        for parameter in site.owner.parameters(recurse=False):
-            others = [path for path, module in users[id(parameter)] if module is not site.owner]
-            if others:
-                raise AdapterError(
-                    f"the weight of {site.path!r} is also that of {others[0]!r}, which is not "
-                    f"adapted by it: merged, it would change, too; untie them first"
-                )
-
-
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for name, value in model.state_dict().items():
-        if isinstance(value, Tensor):
-            yield name, value.detach().contiguous()
-
-
-def _fingerprint(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in _tensors(model):
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def _same(one: Adapter | None, other: Adapter | None) -> bool:
-    """Whether two parents are of one content."""
-    if one is other:
-        return True
-    if one is None or other is None:
-        return False
-    return (
-        (one.config, one.base_fingerprint) == (other.config, other.base_fingerprint)
-        and one.tensors.keys() == other.tensors.keys()
-        and all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())
-    )

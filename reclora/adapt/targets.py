@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -39,6 +39,7 @@ class Candidate:
         kinds: of deltas that it can have; none where it cannot have any.
         collection: the TorchRec EmbeddingCollection that it is a table of.
         why_not: what stands against a delta on it, where its type alone would not.
+        is_part: it is the last projection of an attention, which reads its weight.
     """
 
     path: str
@@ -46,6 +47,7 @@ class Candidate:
     kinds: tuple[str, ...] = ()
     collection: nn.Module | None = None
     why_not: str | None = None
+    is_part: bool = False
 
     @property
     def type_name(self) -> str:
@@ -60,8 +62,11 @@ class Target:
     configs: tuple[DeltaConfig, ...]
 
 
-def targets_of(model: nn.Module, configs: Sequence[DeltaConfig]) -> list[Target]:
+def targets_of(configs: Sequence[DeltaConfig], names: Mapping[str, Candidate]) -> list[Target]:
     """Every module that the configs name, in the model's order.
+
+    Args:
+        names: every name of every module, see `candidates`.
 
     Raises:
         AdapterError: a target that matches nothing (the nearest name is offered) or nothing that
@@ -70,7 +75,6 @@ def targets_of(model: nn.Module, configs: Sequence[DeltaConfig]) -> list[Target]
     """
     if not configs:
         raise AdapterError("adapt needs at least one DeltaConfig, got none")
-    names = candidates(model)
     found: dict[str, tuple[Candidate, list[DeltaConfig]]] = {}
     for config in configs:
         matches = [match for target in config.targets for match in _matches(target, config, names)]
@@ -102,10 +106,11 @@ def candidates(model: nn.Module) -> dict[str, Candidate]:
     of_module: dict[int, Candidate] = {}
     names: dict[str, Candidate] = {}
     why_not = _unreachable(model)
+    parts = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
     for path, module in model.named_modules(remove_duplicate=False):
         if id(module) not in of_module:
             of_module[id(module)] = Candidate(
-                path, module, _kinds(module), None, why_not.get(id(module))
+                path, module, _kinds(module), None, why_not.get(id(module)), id(module) in parts
             )
         names.setdefault(path, of_module[id(module)])
         for name, table in _tables(module):
@@ -161,7 +166,7 @@ def _unreachable(model: nn.Module) -> dict[int, str]:
     return found
 
 
-def _matches(target: str, config: DeltaConfig, names: dict[str, Candidate]) -> list[Candidate]:
+def _matches(target: str, config: DeltaConfig, names: Mapping[str, Candidate]) -> list[Candidate]:
     """What a target names that can have the kind."""
     kind = config.kind
     if target in names:
@@ -172,7 +177,7 @@ def _matches(target: str, config: DeltaConfig, names: dict[str, Candidate]) -> l
     matched = {c.path: c for name, c in names.items() if fnmatchcase(name, target)}
     able = [c for c in matched.values() if kind in c.kinds]
     # An attention's projection is adapted as part of it, where a pattern names both.
-    reached = [c for c in able if "never calls it" not in (c.why_not or "")]
+    reached = [c for c in able if not c.is_part]
     if able:
         return reached or able
     if matched:
@@ -237,6 +242,8 @@ def _refusal(module: nn.Module, config: DeltaConfig) -> str | None:
         if config.magnitude:
             return "pools its rows, and the length of a row cannot be learned through their sum"
     if isinstance(module, nn.MultiheadAttention):
+        if "forward" in module.__dict__ and not hasattr(module.forward, "parts"):
+            return "has a forward of its own, in the place of its class's: take it off first"
         if module.bias_k is not None or module.add_zero_attn:
             return "has add_bias_kv or add_zero_attn, which adapted attention lacks"
     return None

@@ -52,9 +52,13 @@ class RowsDelta(nn.Module):
         super().__init__()
         self.touched, self.owners = touched, owners
         self.rank, self.scaling = low_rank.rank, low_rank.scaling
-        self.a = nn.Parameter(torch.zeros(len(touched) + 1, self.rank))
+        self.a = nn.Parameter(torch.zeros(len(touched) + 1, self.rank, dtype=torch.float32))
         self.b = owners.random(self.rank, embedding_dim, low_rank.init)
-        self.m = nn.Parameter(torch.zeros(len(touched) + 1, 1)) if magnitude else None
+        self.m = (
+            nn.Parameter(torch.zeros(len(touched) + 1, 1, dtype=torch.float32))
+            if magnitude
+            else None
+        )
 
     def forward(
         self,
@@ -135,7 +139,7 @@ class BasisDelta(nn.Module):
         super().__init__()
         self.touched, self.owners = touched, owners
         self.rank, self.scaling = low_rank.rank, low_rank.scaling
-        self.a = nn.Parameter(torch.zeros(len(touched) + 1, self.rank))
+        self.a = nn.Parameter(torch.zeros(len(touched) + 1, self.rank, dtype=torch.float32))
         self.basis_RD = signs(self.rank, embedding_dim)
 
     def forward(
@@ -180,7 +184,7 @@ class FullDelta(nn.Module):
         super().__init__()
         self.touched, self.owners = touched, owners
         self.kind = "bias" if embedding_dim == 1 else "full"
-        self.d = nn.Parameter(torch.zeros(len(touched) + 1, embedding_dim))
+        self.d = nn.Parameter(torch.zeros(len(touched) + 1, embedding_dim, dtype=torch.float32))
 
     def forward(
         self,

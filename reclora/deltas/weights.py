@@ -40,7 +40,11 @@ class LowRankWeight(nn.Module):
 
     def change(self, x_GBI: Tensor, segments_G: Tensor) -> Tensor:
         """What is added to x W^T, shape (G, B, O), without making any W_s."""
-        change_GBO: Tensor = _Product.apply(x_GBI, *self.factors(segments_G), self.scaling)  # type: ignore[no-untyped-call]
+        a_GRI, b_GOR = self.factors(segments_G)
+        if not torch.is_grad_enabled():
+            hidden_GRB = torch.bmm(a_GRI, x_GBI.transpose(1, 2)).mul_(self.scaling)
+            return torch.bmm(hidden_GRB.transpose(1, 2), b_GOR.transpose(1, 2))
+        change_GBO: Tensor = _Product.apply(x_GBI, a_GRI, b_GOR, self.scaling)  # type: ignore[no-untyped-call]
         return change_GBO
 
     def factors(self, segments_G: Tensor) -> tuple[Tensor, Tensor]:
