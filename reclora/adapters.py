@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -44,6 +44,15 @@ class Adapter:
             f"Adapter({self.segment!r}, {self.num_numbers:,} numbers, {parent}"
             f"of base {self.base_fingerprint[:12]})"
         )
+
+
+def served_by_parent(adapters: Sequence[Adapter]) -> list[bool]:
+    """Which of them are the parent of others itself, under the name of a segment that it serves (as
+    `AdapterStore.load` gives it).
+    """
+    # These are alive, so that no two of them have one id.
+    parents = {id(adapter.parent.tensors) for adapter in adapters if adapter.parent is not None}
+    return [id(adapter.tensors) in parents for adapter in adapters]
 
 
 def check_base(adapter: Adapter, base: BaseModel) -> None:

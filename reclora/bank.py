@@ -15,9 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from reclora.adapters import Adapter, bank_rows, check_base, id_tensors, new_ids
+from reclora.adapters import (
+    Adapter,
+    bank_rows,
+    check_base,
+    id_tensors,
+    new_ids,
+    served_by_parent,
+)
 from reclora.base import BaseModel
-from reclora.configs import LADDER, AdapterConfig, AdapterError
+from reclora.configs import LADDER, NOTHING, AdapterConfig, AdapterError
 from reclora.counted import segment_seed
 from reclora.deltas import (
     BasisDelta,
@@ -56,7 +63,8 @@ class AdapterBank(nn.Module):
         segment_names: any distinct strings; a segment's code is its place.
         user_rows, item_rows: the rows each segment touches, one tensor a segment.
         config: the deltas, one for all segments or one for each: kinds and ranks may differ.
-        seed: with a segment's name it fixes that segment's random factors.
+        seed: with a segment's name it fixes that segment's random factors; None where all numbers
+            are about to be put in: they start at zero.
         parent: an adapter of the same base, frozen here, that every segment changes further; code
             -1, a segment that nobody knows, is served by it (without a parent by the base). The
             base is grown by the identifiers that it brings.
@@ -76,7 +84,7 @@ class AdapterBank(nn.Module):
         user_rows: Sequence[Tensor],
         item_rows: Sequence[Tensor],
         config: AdapterConfig | Sequence[AdapterConfig],
-        seed: int = 0,
+        seed: int | None = 0,
         parent: Adapter | None = None,
     ) -> None:
         super().__init__()
@@ -94,7 +102,11 @@ class AdapterBank(nn.Module):
         self._codes = {name: code for code, name in enumerate(segment_names)}
         self.touched_users = TouchedRows.of(user_rows, base.user_table.num_rows)
         self.touched_items = TouchedRows.of(item_rows, base.item_table.num_rows)
-        generators = [torch.Generator().manual_seed(segment_seed(seed, s)) for s in segment_names]
+        generators: list[torch.Generator] = []
+        if seed is not None:
+            generators = [
+                torch.Generator().manual_seed(segment_seed(seed, name)) for name in segment_names
+            ]
         # The order of these lines fixes what a segment draws.
         self.user_table = _table_deltas(
             [c.user_kinds for c in configs], self.touched_users, base, configs, generators
@@ -139,6 +151,10 @@ class AdapterBank(nn.Module):
         """A bank of stored adapters, whatever the config of each; the base is grown by the
         identifiers that they bring.
 
+        Args:
+            adapters: of one parent; among them may be that parent itself under the names of the
+                segments that it serves (as `AdapterStore.load_all` gives them).
+
         Raises:
             AdapterError: no adapter, one that belongs to another base or to modules of another
                 model, adapters of different parents, or one whose tensors are not what its config
@@ -146,6 +162,7 @@ class AdapterBank(nn.Module):
         """
         if not adapters:
             raise AdapterError("a bank needs at least one adapter, got none")
+        adapters = _on_one_parent(adapters)
         configs, parent = _configs_of(adapters, base), adapters[0].parent
         known = {"users": base.users, "items": base.items}
         new = {side: [new_ids(a, side, known[side]) for a in adapters] for side in known}
@@ -163,7 +180,7 @@ class AdapterBank(nn.Module):
             for side in known
         }
         names = [adapter.segment for adapter in adapters]
-        bank = cls(grown, names, rows["users"], rows["items"], configs, parent=parent)
+        bank = cls(grown, names, rows["users"], rows["items"], configs, None, parent)
         for code, adapter in enumerate(adapters):
             bank._fill(code, adapter, {side: rows[side][code].argsort() for side in rows})
         return bank
@@ -442,6 +459,22 @@ def _check(
                 f"rank {config.rank} is above the tables' embedding_dim {base.embedding_dim}; "
                 f"use a smaller rank, or the kind `full`"
             )
+
+
+def _on_one_parent(adapters: Sequence[Adapter]) -> list[Adapter]:
+    """The same adapters, but a parent that serves a segment as one without numbers on itself."""
+    parent = next((a.parent for a in adapters if a.parent is not None), None)
+    return [
+        replace(adapter, config=NOTHING, tensors=_no_rows(adapter), parent=parent)
+        if served
+        else adapter
+        for adapter, served in zip(adapters, served_by_parent(adapters), strict=True)
+    ]
+
+
+def _no_rows(adapter: Adapter) -> dict[str, Tensor]:
+    sides = ("users.", "items.")
+    return {name: t[:0] for name, t in adapter.tensors.items() if name.startswith(sides)}
 
 
 def _configs_of(adapters: Sequence[Adapter], base: BaseModel) -> list[AdapterConfig]:

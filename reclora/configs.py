@@ -257,3 +257,6 @@ def scaling_of(alpha: float, rank: int, rank_stabilised: bool) -> float:
 
 FULL = AdapterConfig(user_table="full", item_table="full", item_bias="bias", tower="full")
 """Everything free: full fine-tuning of what a segment touches."""
+
+NOTHING = AdapterConfig(user_table="none", item_table="none", item_bias="none", tower="none")
+"""Everything frozen: the segment is served by its parent."""

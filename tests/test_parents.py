@@ -1,6 +1,7 @@
 """Adapters on a parent: a segment's residual stands on another adapter, which stays frozen."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ from reclora.bank import AdapterBank
 from reclora.base import BaseModel
 from reclora.configs import AdapterConfig, AdapterError
 from reclora.interactions import Interactions
+from reclora.store import AdapterStore
 from reclora.training import HeldOutLoss, train
 from tests.plain_models import PlainModel
 from tests.small_worlds import (
@@ -134,6 +136,28 @@ def test_what_does_not_fit_is_refused() -> None:
     for mixed in ([ours[0], theirs[1]], [ours[0], make_bank("bias", BASE).adapter("日本")]):
         with pytest.raises(AdapterError, match="a bank holds adapters of one parent"):
             AdapterBank.of(BASE, mixed)
+
+
+@pytest.mark.parametrize("kind", ["mixed", "rows"])
+def test_a_release_whose_segments_are_served_by_their_parent_too_is_one_bank(
+    kind: str, tmp_path: Path
+) -> None:
+    parent = make_parent("ladder")
+    bank, store = fill(residuals(kind, parent), seed=5), AdapterStore(tmp_path)
+    names = [*SIZES]
+    store.publish(
+        [bank.adapter(name) for name in names[1:]],
+        reason="test",
+        serves_parent=[names[0], "new"],
+        parent=parent,
+    )
+    whole = AdapterBank.of(BASE, store.load_all(base_fingerprint=BASE.fingerprint))
+    assert {*whole.segment_names} == {*names, "new"}
+    below = AdapterBank.of(BASE, [parent]).scorer("日本").scores(USERS)
+    for name in whole.segment_names:
+        expected = bank.scorer(name).scores(USERS) if name in names[1:] else below
+        assert torch.equal(whole.scorer(name).scores(USERS), expected)
+        assert whole.has_delta(whole.code(name)) == (name in names[1:])
 
 
 # Identifiers that the base does not know.

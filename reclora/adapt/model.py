@@ -23,7 +23,7 @@ from reclora.adapt.rows import touched_rows
 from reclora.adapt.sites import Change, Site
 from reclora.adapt.targets import Target, candidates, nearest, targets_of
 from reclora.adapt.torchrec import CollectionSite
-from reclora.adapters import Adapter
+from reclora.adapters import Adapter, served_by_parent
 from reclora.configs import AdapterConfig, AdapterError, DeltaConfig
 from reclora.counted import segment_seed
 from reclora.deltas import Owners, TouchedRows
@@ -473,10 +473,10 @@ def _own_and_served(adapters: Sequence[Adapter]) -> tuple[AdapterStack, list[str
     """The adapters of segments that have their own, and the names of those their parent serves."""
     if isinstance(adapters, AdapterStack):
         return adapters, []
-    parents = [adapter.parent for adapter in adapters if adapter.parent is not None]
-    served = [a.segment for a in adapters if any(a.tensors is p.tensors for p in parents)]
-    own = [adapter for adapter in adapters if adapter.segment not in served]
-    return AdapterStack.of(own), served
+    served = served_by_parent(adapters)
+    own = [adapter for adapter, serves in zip(adapters, served, strict=True) if not serves]
+    names = [adapter.segment for adapter, serves in zip(adapters, served, strict=True) if serves]
+    return AdapterStack.of(own), names
 
 
 def _site(target: Target, owners: Owners, touched: TouchedRows | None) -> Site:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import itertools
 import json
@@ -182,7 +183,9 @@ def peak_bytes(work: Callable[[], object]) -> int:
     """The peak of the resident set while some work is done, over what was resident before it.
 
     For a process of its own (`alone`) that has done the like before, so that the code is in memory.
+    Memory that was freed before goes back to the kernel first, or the work would seem to need none.
     """
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
     work()
