@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from reclora.evaluation import EvaluationConfig, RankingJudge, evaluate, hold_out
     from reclora.interactions import IdMap, Interactions, LogContract, prepare_log
     from reclora.interchange import import_base
+    from reclora.modules import AdaptedModel, adapt
     from reclora.optim import RowwiseAdagrad
+    from reclora.peft import read_peft, write_peft
     from reclora.ranking import UserItems, rank
     from reclora.report import Report, write_report
     from reclora.splits import SplitConfig, split
@@ -48,7 +50,9 @@ _NAMES = {
     "evaluation": ("EvaluationConfig", "RankingJudge", "evaluate", "hold_out"),
     "interactions": ("IdMap", "Interactions", "LogContract", "prepare_log"),
     "interchange": ("import_base",),
+    "modules": ("AdaptedModel", "adapt"),
     "optim": ("RowwiseAdagrad",),
+    "peft": ("read_peft", "write_peft"),
     "ranking": ("UserItems", "rank"),
     "report": ("Report", "write_report"),
     "splits": ("SplitConfig", "split"),

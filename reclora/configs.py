@@ -94,7 +94,7 @@ class AdapterConfig:
 
 @dataclass(frozen=True)
 class DeltaConfig:
-    """A delta on each of the modules of a model that match; see `reclora.adapt`.
+    """A delta on each of the modules of a model that match; see `reclora.modules`.
 
     Raises:
         AdapterError: no target, a kind or init that is not known, a rank below 1, an alpha that is

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reclora.adapt import AdaptedModel, adapt
 from reclora.adapters import Adapter
 from reclora.arithmetic import average, recompress, singular_values
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
 from reclora.configs import AdapterConfig, AdapterError, DeltaConfig
 from reclora.deltas.per_row import signs
+from reclora.modules import AdaptedModel, adapt
 from tests.small_worlds import fill, make_base
 
 BASE = make_base(num_users=12, num_items=9, dim=6, hidden=(5,))
@@ -449,7 +449,7 @@ def test_the_mean_of_adapters_is_the_mean_of_their_merged_models() -> None:
     with torch.no_grad():
         for parameter in adapted.parameters():
             parameter[:-1] = torch.randn(parameter[:-1].shape) / 3
-    adapters = adapted.adapters()
+    adapters = [*adapted.stack()]
     adapted.remove()
     base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     mean = average(adapters, (0.25, 1.5), segment="mean")

@@ -19,18 +19,25 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
-def test_the_python_example_finds_what_was_planted(tmp_path: Path) -> None:
-    (example,) = blocks("python")
+def printed(example: str, folder: Path) -> str:
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", example],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-W", "error", "-c", example], cwd=folder, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    table = done.stdout[done.stdout.index("verdict") :].splitlines()
-    assert table[1].endswith("better") and done.stdout.count(" better") >= 3, done.stdout
+    return done.stdout
+
+
+def test_the_python_example_finds_what_was_planted(tmp_path: Path) -> None:
+    output = printed(blocks("python")[0], tmp_path)
+    table = output[output.index("verdict") :].splitlines()
+    assert table[1].endswith("better") and output.count(" better") >= 3, output
     assert (tmp_path / "store" / "releases").is_dir()
+
+
+def test_the_example_on_ones_own_model_runs(tmp_path: Path) -> None:
+    example = blocks("python")[1] + "print(torch.equal(served(users, items), served(users, items)))"
+    assert printed(example, tmp_path).endswith("True\n")
+    assert (tmp_path / "adapters" / "releases").is_dir()
 
 
 def test_the_settings_example_loads(tmp_path: Path) -> None:

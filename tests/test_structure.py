@@ -14,7 +14,7 @@ TESTS = ROOT / "tests"
 FLOORS = (
     ("files", "environment", "counted", "interactions", "deltas", "losses", "metrics", "optim"),
     ("tables", "tower", "scoring", "base", "batches", "splits", "popularity"),
-    ("configs", "adapters", "stacks", "bank", "ladder", "adapt", "arithmetic"),
+    ("configs", "adapters", "stacks", "bank", "ladder", "modules", "arithmetic", "peft"),
     ("training", "early_stopping", "ranking", "store", "interchange"),
     ("evaluation", "comparison"),
     ("report",),
@@ -23,19 +23,10 @@ FLOORS = (
 """From the lowest to the highest: a module imports from its own floor and from those below."""
 
 TESTED_IN = {
-    "reclora.adapt.attention": "test_adapt_modules",
-    "reclora.adapt.bags": "test_adapt_modules",
-    "reclora.adapt.embeddings": "test_adapt_modules",
-    "reclora.adapt.layers": "test_adapt_modules",
-    "reclora.adapt.mixed": "test_adapt",
-    "reclora.adapt.model": "test_adapt",
-    "reclora.adapt.numbers": "test_adapt",
-    "reclora.adapt.sites": "test_adapt_modules",
-    "reclora.adapt.targets": "test_adapt",
-    "reclora.adapt.torchrec": "test_adapt_modules",
     "reclora.arithmetic.averaging": "test_arithmetic",
     "reclora.arithmetic.compression": "test_arithmetic",
     "reclora.arithmetic.parts": "test_arithmetic",
+    "reclora.datasets.planted_truth": "test_planted",
     "reclora.deltas.blocks": "test_deltas",
     "reclora.deltas.dropout": "test_deltas",
     "reclora.deltas.per_row": "test_deltas",
@@ -45,30 +36,45 @@ TESTED_IN = {
     "reclora.interactions.stored": "test_log",
     "reclora.interactions.summary": "test_layout",
     "reclora.interactions.workplace": "test_layout",
+    "reclora.modules.attention": "test_modules",
+    "reclora.modules.bags": "test_modules",
+    "reclora.modules.embeddings": "test_modules",
+    "reclora.modules.frozen": "test_model",
+    "reclora.modules.layers": "test_modules",
+    "reclora.modules.mixed": "test_model",
+    "reclora.modules.model": "test_model",
+    "reclora.modules.numbers": "test_model",
+    "reclora.modules.rows": "test_model",
+    "reclora.modules.sites": "test_modules",
+    "reclora.modules.targets": "test_model",
+    "reclora.modules.torchrec": "test_modules",
+    "reclora.peft.counterparts": "test_peft",
+    "reclora.peft.products": "test_peft",
+    "reclora.peft.reading": "test_peft",
+    "reclora.peft.settings": "test_peft",
+    "reclora.peft.writing": "test_peft",
     "reclora.report.contents": "test_report",
     "reclora.report.figures": "test_report",
     "reclora.report.page": "test_report",
     "reclora.report.text": "test_report",
-    "reclora.store.reading": "test_store",
     "reclora.store.layout": "test_packs",
     "reclora.store.loading": "test_store",
     "reclora.store.maps": "test_releases",
     "reclora.store.placements": "test_releases",
     "reclora.store.publishing": "test_store",
-    "reclora.datasets.planted_truth": "test_planted",
+    "reclora.store.reading": "test_store",
 }
 """Parts of a whole that are tested with it."""
 
 OF_NO_MODULE = {
-    "test_adapt_models",
-    "test_adapt_modules",
-    "test_adapt_peft",
-    "test_parents",
-    "test_structure",
-    "test_packaging",
-    "test_readme",
     "test_benchmarks",
+    "test_packaging",
+    "test_parents",
+    "test_peft_parity",
+    "test_public_models",
+    "test_readme",
     "test_report_browser",
+    "test_structure",
 }
 UNPICKLING = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 
@@ -161,8 +167,12 @@ def test_what_may_not_be_imported(module: str) -> None:
     path = modules()[module]
     roots = {name.split(".")[0] for name in imported(path, module)}
     assert not roots & UNPICKLING
-    # It takes seconds: only where a model of its own is adapted, and in the check-up's process.
-    if module not in ("reclora.adapt.torchrec", "reclora.distributed", "reclora.pipelines.doctor"):
+    # It takes seconds: only where a model has its modules, and in the check-up's process.
+    if module not in (
+        "reclora.modules.torchrec",
+        "reclora.distributed",
+        "reclora.pipelines.doctor",
+    ):
         assert not roots & {"torchrec", "fbgemm_gpu"}
     # torch.load unpickles, too.
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -12,6 +12,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+PLACES_A_SLOT = 12
+"""So many places of 4 bytes take what a hash takes of a slot: its key twice, and its number."""
+
 
 @dataclass(frozen=True)
 class TouchedRows:
@@ -61,13 +64,26 @@ class TouchedRows:
         sizes = torch.tensor([0] + [len(part) for part in parts])
         return TouchedRows(self.num_rows, sizes.cumsum(0), torch.cat(parts))
 
-    @cached_property
-    def _slots(self) -> pd.Index[int]:
-        """(segment, row) as one number -> slot; hashed, since a batch asks in no order, and a
-        search in the sorted numbers takes three times as long.
-        """
+    def _keys_T(self) -> Tensor:
+        """(segment, row) of each slot as one number."""
         segments = torch.arange(self.num_segments).repeat_interleave(self.offsets_S1.diff())
-        keys: pd.Index[int] = pd.Index((segments * self.num_rows + self.rows_T).numpy())
+        return segments * self.num_rows + self.rows_T
+
+    @cached_property
+    def _slot_of_key(self) -> Tensor | None:
+        """A place for each key there might be, and before them one for all that are none; None
+        where so many take more memory than a hash of those that are there.
+        """
+        if self.num_segments * self.num_rows > PLACES_A_SLOT * len(self):
+            return None
+        places = torch.full((self.num_segments * self.num_rows + 1,), len(self), dtype=torch.int32)
+        places[self._keys_T() + 1] = torch.arange(len(self), dtype=torch.int32)
+        return places
+
+    @cached_property
+    def _hashed_keys(self) -> pd.Index[int]:
+        """A batch asks in no order: a search in the sorted keys would take three times as long."""
+        keys: pd.Index[int] = pd.Index(self._keys_T().numpy())
         return keys
 
     def slots(self, ids_GB: Tensor, segments_G: Tensor) -> Tensor:
@@ -77,10 +93,11 @@ class TouchedRows:
         keys = segments_G.unsqueeze(1) * self.num_rows + ids_GB
         if len(self) == self.num_segments * self.num_rows:
             return torch.where(keys >= 0, keys, len(self))
-        slots = torch.from_numpy(self._slots.get_indexer(pd.Index(keys.flatten().numpy()))).view(
-            keys.shape
-        )
-        return slots.masked_fill_(slots < 0, len(self))
+        if self._slot_of_key is not None:
+            places = keys.add_(1).clamp_(min=0).flatten()
+            return self._slot_of_key.index_select(0, places).long().view(keys.shape)
+        slots = torch.from_numpy(self._hashed_keys.get_indexer(pd.Index(keys.flatten().numpy())))
+        return slots.masked_fill_(slots < 0, len(self)).view(keys.shape)
 
     def slice(self, segment: int) -> slice:
         """The slots of one segment."""

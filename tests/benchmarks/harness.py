@@ -148,7 +148,8 @@ def run(folder: Path, pattern: str, into: Path) -> int:
     Returns:
         The exit code: 0, 1 where a target is missed, 2 where nothing matches (nothing is written).
     """
-    console = Console()
+    # Where nothing says how wide the output is, the table is not squeezed.
+    console = Console(width=None if sys.stdout.isatty() else 150)
     benchmarks, broken = _collect(folder)
     known = [name for benchmark in benchmarks for name in _names(benchmark)]
     wanted = {name for name in known if pattern in name or fnmatchcase(name, pattern)}

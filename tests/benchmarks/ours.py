@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reclora.adapt import AdaptedModel, adapt
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
 from reclora.configs import AdapterConfig, DeltaConfig
 from reclora.interactions import IdMap, Interactions
+from reclora.modules import AdaptedModel, adapt
 from reclora.optim import RowwiseAdagrad
 from reclora.store import AdapterStore
 from reclora.training import TrainingConfig, train

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from reclora.adapt.targets import Candidate, Target, nearest
 from reclora.configs import AdapterError
 from reclora.deltas import TouchedRows
+from reclora.modules.targets import Candidate, Target, nearest
 
 MOST_SLOTS = 20_000_000
 """Rows of a table times segments that may own numbers without being told which they touch."""

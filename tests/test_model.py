@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from reclora.adapt import AdaptedModel, adapt
-from reclora.adapt.mixed import Tiles
-from reclora.adapt.numbers import filled, is_rows, stacked
-from reclora.adapt.sites import hook_outputs
-from reclora.adapt.targets import candidates, targets_of
 from reclora.adapters import Adapter
 from reclora.configs import AdapterConfig, AdapterError, DeltaConfig
+from reclora.modules import AdaptedModel, adapt
+from reclora.modules.mixed import Tiles
+from reclora.modules.numbers import filled, is_rows, stacked
+from reclora.modules.sites import hook_outputs
+from reclora.modules.targets import candidates, targets_of
 from reclora.stacks import AdapterStack
 from tests import reference
 

@@ -8,11 +8,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from reclora.adapt.embeddings import TableDeltas
-from reclora.adapt.mixed import Tiles
-from reclora.adapt.sites import Change, Current, hook_outputs
 from reclora.configs import AdapterError
 from reclora.deltas import BasisDelta, MapDelta, RowsDelta, ScaleDelta
+from reclora.modules.embeddings import TableDeltas
+from reclora.modules.mixed import Tiles
+from reclora.modules.sites import Change, Current, hook_outputs
 
 
 class BagSite:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reclora.adapt.mixed import Tiles
-from reclora.adapt.sites import Change, Current, hook_outputs
 from reclora.configs import AdapterError, DeltaConfig
 from reclora.deltas import BiasDelta, Delta, LowRankWeight, Owners, ScaleDelta
+from reclora.modules.mixed import Tiles
+from reclora.modules.sites import Change, Current, hook_outputs
 
 
 class LayerSite:

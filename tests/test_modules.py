@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from reclora.adapt import AdaptedModel, adapt
-from reclora.adapt.attention import AttentionSite
-from reclora.adapt.bags import BagSite
-from reclora.adapt.embeddings import EmbeddingSite
-from reclora.adapt.layers import LayerSite
 from reclora.configs import AdapterError, DeltaConfig
+from reclora.modules import AdaptedModel, adapt
+from reclora.modules.attention import AttentionSite
+from reclora.modules.bags import BagSite
+from reclora.modules.embeddings import EmbeddingSite
+from reclora.modules.layers import LayerSite
 from reclora.optim import RowwiseAdagrad
 
 NAMES = ("de", "../fr", "日本")

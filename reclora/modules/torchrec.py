@@ -1,7 +1,7 @@
 """This file is deltas on the tables of TorchRec's EmbeddingCollection.
 
 The tables of an EmbeddingBagCollection are EmbeddingBags that it calls one by one, with a bag a
-sample: `reclora.adapt.bags` does for them. Those of an EmbeddingCollection see rows alone, and
+sample: `reclora.modules.bags` does for them. Those of an EmbeddingCollection see rows alone, and
 whose sample a row is for stands in the collection's input.
 """
 
@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import nn
 
-from reclora.adapt.embeddings import TableDeltas, adapted_rows
-from reclora.adapt.mixed import Tiles
-from reclora.adapt.sites import Change, Current, hook_outputs
 from reclora.configs import AdapterError
+from reclora.modules.embeddings import TableDeltas, adapted_rows
+from reclora.modules.mixed import Tiles
+from reclora.modules.sites import Change, Current, hook_outputs
 
 
 class CollectionSite:

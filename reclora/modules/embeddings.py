@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reclora.adapt.mixed import Tiles
-from reclora.adapt.sites import Change, Current, hook_outputs
 from reclora.configs import DeltaConfig
 from reclora.deltas import (
     BasisDelta,
@@ -23,6 +21,8 @@ from reclora.deltas import (
     TableDelta,
     TouchedRows,
 )
+from reclora.modules.mixed import Tiles
+from reclora.modules.sites import Change, Current, hook_outputs
 
 MERGED_ROWS = 1 << 16
 """Rows that are adapted at once where a whole table is."""

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reclora.adapt import adapt
 from reclora.configs import DeltaConfig
+from reclora.modules import adapt
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reclora.adapt.mixed import Tiles
-from reclora.adapt.sites import Change, Current
 from reclora.configs import AdapterError, DeltaConfig
 from reclora.deltas import Delta, LowRankWeight, Owners
+from reclora.modules.mixed import Tiles
+from reclora.modules.sites import Change, Current
 
 PROJECTIONS = ("q", "k", "v", "out")
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reclora.adapt import AdaptedModel, adapt
-from reclora.adapt.torchrec import CollectionSite
 from reclora.configs import AdapterError, DeltaConfig
+from reclora.modules import AdaptedModel, adapt
+from reclora.modules.torchrec import CollectionSite
 from reclora.optim import RowwiseAdagrad
 
 NAMES = ("de", "fr", "日本")

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from reclora.adapt.sites import Site
 from reclora.adapters import Adapter
 from reclora.configs import AdapterError
+from reclora.modules.sites import Site
 
 
 class Fingerprint:

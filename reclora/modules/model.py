@@ -12,21 +12,21 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor, nn
 
-from reclora.adapt.attention import AttentionSite
-from reclora.adapt.bags import BagSite
-from reclora.adapt.embeddings import EmbeddingSite, TableDeltas
-from reclora.adapt.frozen import Fingerprint, check_unshared, fingerprint_of, same_parent
-from reclora.adapt.layers import LayerSite
-from reclora.adapt.mixed import Tiles
-from reclora.adapt.numbers import filled, is_rows, stacked
-from reclora.adapt.rows import touched_rows
-from reclora.adapt.sites import Change, Site
-from reclora.adapt.targets import Target, candidates, nearest, targets_of
-from reclora.adapt.torchrec import CollectionSite
 from reclora.adapters import Adapter, served_by_parent
 from reclora.configs import AdapterConfig, AdapterError, DeltaConfig
 from reclora.counted import segment_seed
 from reclora.deltas import Owners, TouchedRows
+from reclora.modules.attention import AttentionSite
+from reclora.modules.bags import BagSite
+from reclora.modules.embeddings import EmbeddingSite, TableDeltas
+from reclora.modules.frozen import Fingerprint, check_unshared, fingerprint_of, same_parent
+from reclora.modules.layers import LayerSite
+from reclora.modules.mixed import Tiles
+from reclora.modules.numbers import filled, is_rows, stacked
+from reclora.modules.rows import touched_rows
+from reclora.modules.sites import Change, Site
+from reclora.modules.targets import Target, candidates, nearest, targets_of
+from reclora.modules.torchrec import CollectionSite
 from reclora.stacks import AdapterStack
 
 ADAPTED_BY = "adapted_by"
@@ -156,7 +156,8 @@ class AdaptedModel(nn.Module):
 
     @classmethod
     def of(cls, model: nn.Module, adapters: Sequence[Adapter]) -> AdaptedModel:
-        """An adapted model of stored adapters, with the rows that they touch.
+        """An adapted model of stored adapters, with the rows that they touch; their dropout is off
+        until `train()`.
 
         Args:
             adapters: of one config and one parent; among them may be that parent itself under the
@@ -190,7 +191,7 @@ class AdaptedModel(nn.Module):
         except AdapterError:
             adapted.remove()
             raise
-        return adapted
+        return adapted.eval()
 
     @property
     def model(self) -> nn.Module:

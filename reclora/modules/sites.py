@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from reclora.adapt.mixed import Tiles
 from reclora.deltas import Delta, TouchedRows
+from reclora.modules.mixed import Tiles
 
 Current = Callable[[], Tiles | None]
 """The batch of the forward under way; None while an adapter is merged into the weights."""

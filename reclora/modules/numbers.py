@@ -8,9 +8,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from reclora.adapt.sites import Site
 from reclora.configs import AdapterError
 from reclora.deltas import BasisDelta, Delta, RowsDelta
+from reclora.modules.sites import Site
 from reclora.stacks import AdapterStack
 
 Stacked = dict[str, tuple[Tensor, Tensor]]

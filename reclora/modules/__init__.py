@@ -1,5 +1,5 @@
 """Segment-aware deltas on the modules of any torch model."""
 
-from reclora.adapt.model import AdaptedModel, adapt
+from reclora.modules.model import AdaptedModel, adapt
 
 __all__ = ["AdaptedModel", "adapt"]
