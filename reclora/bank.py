@@ -199,9 +199,9 @@ class AdapterBank(nn.Module):
         """Adapted item vectors and the parent's, both (G, B, D)."""
         return self._adapted("item_table", ids_GB, segments_G, dropout)
 
-    def biases(self, ids_GB: Tensor, segments_G: Tensor) -> tuple[Tensor, Tensor]:
-        """Adapted item biases and the parent's, both (G, B, 1)."""
-        return self._adapted("item_bias", ids_GB, segments_G)
+    def biases(self, ids_GB: Tensor, segments_G: Tensor) -> Tensor:
+        """Adapted item biases, (G, B)."""
+        return self._adapted("item_bias", ids_GB, segments_G)[0].squeeze(-1)
 
     def _adapted(
         self, name: str, ids_GB: Tensor, segments_G: Tensor, dropout: RowDropout | None = None

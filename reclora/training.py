@@ -3,8 +3,7 @@
 Per step, with b rows of each of G segments,
 
     loss = sum_s ( mean over the rows of s of w loss(s+, s-)
-                   + (l2 + shrinkage / n_s) * mean squared change of the vectors used,
-                                              an item's bias among its numbers )
+                   + (l2 + shrinkage / n_s) * mean squared change of the vectors used )
 
 and nothing but the sum joins the segments: row-wise Adagrad moves only rows with a gradient, and
 early stopping is a mask per segment. So training all segments together gives what training each
@@ -71,8 +70,8 @@ class TrainingConfig:
     row_dropout: float = 0.0
     """Share of the numbers of the row factors (`rows`, `basis`) that a step drops; 0 <= p < 1."""
     l2: float = 0.0
-    """Weight of the squared change of the vectors and item biases used, against the parent; the
-    tower's is free; 0 or more."""
+    """Weight of the squared change of the vectors used, against the parent; item biases and the
+    tower are free; 0 or more."""
     shrinkage: float = 0.0
     """How many rows of data the parent counts for: adds shrinkage / n_s to `l2` in a segment of
     n_s rows, so that the fewer rows it has the nearer it stays to its parent; 0 or more."""
@@ -187,15 +186,15 @@ def _losses(
     mean squared change of the vectors used. `drops`: from the users' row factors and the items'.
     """
     segments_G, weight_GB = batch.segments_G, batch.weight_GB
-    user = bank.users(batch.user_GB, segments_G, drops[0])
-    positive = bank.items(batch.item_GB, segments_G, drops[1])
-    negative = bank.items(batch.negative_GJ, segments_G, drops[1])
-    positive_bias = bank.biases(batch.item_GB, segments_G)
-    negative_bias = bank.biases(batch.negative_GJ, segments_G)
-    u_GBD, p_GBD, n_GJD = user[0], positive[0], negative[0]
-    positive_GB = (u_GBD * p_GBD).sum(-1) + positive_bias[0].squeeze(-1)
-    negative_GBJ = u_GBD @ n_GJD.transpose(1, 2)
-    negative_GBJ = negative_GBJ + negative_bias[0].transpose(1, 2)
+    sizes = [batch.item_GB.shape[1], batch.negative_GJ.shape[1]]
+    # Positives and negatives are looked up at once: a step of few rows is mostly calls.
+    item_GK = torch.cat([batch.item_GB, batch.negative_GJ], 1)
+    u_GBD, u_below_GBD = bank.users(batch.user_GB, segments_G, drops[0])
+    item_GKD, item_below_GKD = bank.items(item_GK, segments_G, drops[1])
+    p_GBD, n_GJD = item_GKD.split(sizes, 1)
+    positive_bias_GB, negative_bias_GJ = bank.biases(item_GK, segments_G).split(sizes, 1)
+    positive_GB = (u_GBD * p_GBD).sum(-1) + positive_bias_GB
+    negative_GBJ = u_GBD @ n_GJD.transpose(1, 2) + negative_bias_GJ.unsqueeze(1)
     layers = bank.layers(segments_G)
     if layers:
         positive_GB = positive_GB + paired_scores(layers, u_GBD, p_GBD)
@@ -206,15 +205,12 @@ def _losses(
     loss_G = (share_GB * loss_GB).sum(1)
     if penalty_S is None or not penalty_S.any():
         return loss_G, loss_G
-    change_GB = _moved(*user) + _moved(*positive) + _moved(*positive_bias)
-    change_GJ = _moved(*negative) + _moved(*negative_bias)
-    change_G = (share_GB * change_GB).sum(1) + change_GJ.mean(1)
+    user_change_GB = (u_GBD - u_below_GBD).square().sum(-1)
+    item_change_GK = (item_GKD - item_below_GKD).square().sum(-1)
+    positive_change_GB, negative_change_GJ = item_change_GK.split(sizes, 1)
+    change_GB = user_change_GB + positive_change_GB
+    change_G = (share_GB * change_GB).sum(1) + negative_change_GJ.mean(1)
     return loss_G, loss_G + penalty_S[segments_G].float() * change_G
-
-
-def _moved(adapted: Tensor, below: Tensor) -> Tensor:
-    """The squared distance of vectors from their parent's."""
-    return (adapted - below).square().sum(-1)
 
 
 def _drops(config: TrainingConfig, batch: Batch) -> tuple[RowDropout | None, RowDropout | None]:

@@ -46,7 +46,7 @@ def test_identity_a_fresh_adapter_changes_no_score(kind: str) -> None:
     for adapted, below in (bank.users(ids, segments), bank.items(ids, segments)):
         assert torch.equal(adapted, below) and torch.equal(adapted[0], adapted[-1])
     assert torch.equal(bank.items(ids, segments)[0][0], BASE.item_table.weight_ND)
-    assert torch.equal(bank.biases(ids, segments)[0][0], BASE.item_bias.weight_ND)
+    assert torch.equal(bank.biases(ids, segments)[0], BASE.item_bias.weight_ND.squeeze(1))
 
 
 @pytest.mark.parametrize("kind", ALL_KINDS)
@@ -72,8 +72,8 @@ def test_one_meaning_lookups_are_rows_of_the_merged_tables(kind: str) -> None:
         merged = bank.merged(bank.segment_names[code])
         torch.testing.assert_close(user_rows[g], merged.user_table.weight_ND)
         torch.testing.assert_close(item_rows[g], merged.item_table.weight_ND)
-        biases = bank.biases(items, segments)[0]
-        torch.testing.assert_close(biases[g], merged.item_bias.weight_ND)
+        biases = merged.item_bias.weight_ND.squeeze(1)
+        torch.testing.assert_close(bank.biases(items, segments)[g], biases)
         assert torch.equal(users_below[g], BASE.user_table.weight_ND)
         assert torch.equal(items_below[g], BASE.item_table.weight_ND)
 
@@ -134,7 +134,7 @@ def test_a_segment_that_nobody_knows_is_served_by_the_base(kind: str) -> None:
     user_rows, item_rows = bank.users(users, segments)[0], bank.items(items, segments)[0]
     assert torch.equal(user_rows[1], BASE.user_table.weight_ND)
     assert torch.equal(item_rows[1], BASE.item_table.weight_ND)
-    assert torch.equal(bank.biases(items, segments)[0][1], BASE.item_bias.weight_ND)
+    assert torch.equal(bank.biases(items, segments)[1], BASE.item_bias.weight_ND.squeeze(1))
     assert BASE.tower is not None
     for (weight, bias), *frozen in zip(
         bank.layers(segments), BASE.tower.weights, BASE.tower.biases, strict=True
@@ -257,7 +257,7 @@ def test_a_gradient_has_the_rows_of_the_batch() -> None:
         total = (
             bank.users(ids, segments)[0].sum()
             + bank.items(items, segments)[0].sum()
-            + bank.biases(items, segments)[0].sum()
+            + bank.biases(items, segments).sum()
             + sum(weight.sum() + bias.sum() for weight, bias in bank.layers(segments))
         )
         torch.autograd.backward(total)
