@@ -148,7 +148,7 @@ def test_a_segment_that_nobody_knows_is_served_by_the_base(kind: str) -> None:
 def test_a_large_table_is_materialised_in_parts(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bank = make_bank(kind, BASE)
     whole = {name: bank.scorer(name).scores(USERS) for name in SIZES}
-    monkeypatch.setattr("reclora.bank.MATERIALISED_ROWS", 7)
+    monkeypatch.setattr("reclora.bank.bank.MATERIALISED_ROWS", 7)
     for name in SIZES:
         torch.testing.assert_close(bank.scorer(name).scores(USERS), whole[name])
 

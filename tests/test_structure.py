@@ -27,6 +27,8 @@ TESTED_IN = {
     "reclora.arithmetic.compression": "test_arithmetic",
     "reclora.arithmetic.parts": "test_arithmetic",
     "reclora.datasets.planted_truth": "test_planted",
+    "reclora.bank.assembly": "test_bank",
+    "reclora.bank.stored": "test_bank",
     "reclora.deltas.blocks": "test_deltas",
     "reclora.deltas.dropout": "test_deltas",
     "reclora.deltas.per_row": "test_deltas",

@@ -4,10 +4,9 @@ batches.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import TypeVar, cast
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
@@ -18,25 +17,23 @@ from torch import Tensor, nn
 from reclora.adapters import (
     Adapter,
     bank_rows,
-    check_base,
     id_tensors,
     new_ids,
-    served_by_parent,
 )
+from reclora.bank.assembly import (
+    bias_deltas,
+    check_parts,
+    groups,
+    table_deltas,
+    tower_deltas,
+)
+from reclora.bank.stored import configs_of, fill, on_one_parent, stacked
 from reclora.base import BaseModel
-from reclora.configs import LADDER, NOTHING, AdapterConfig, AdapterError
+from reclora.configs import AdapterConfig, AdapterError
 from reclora.counted import segment_seed
 from reclora.deltas import (
-    BasisDelta,
     Delta,
-    FullDelta,
-    FullWeight,
-    LowRankWeight,
-    MapDelta,
-    Owners,
     RowDropout,
-    RowsDelta,
-    ScaleDelta,
     TouchedRows,
     WeightDelta,
 )
@@ -46,13 +43,8 @@ from reclora.stacks import AdapterStack
 from reclora.tables import Table
 from reclora.tower import Layer, Tower
 
-PER_ROW = (RowsDelta, BasisDelta, FullDelta)
-"""The deltas whose parameters, but for `b`, have a row for each touched row."""
 MATERIALISED_ROWS = 1 << 16
 """Rows that are adapted at once where a whole table is."""
-
-
-Key = TypeVar("Key", bound=Hashable)
 
 
 class AdapterBank(nn.Module):
@@ -95,7 +87,7 @@ class AdapterBank(nn.Module):
         if self.parent is not None:
             self.parent.requires_grad_(False)
             base = self.parent.base
-        _check(base, segment_names, (user_rows, item_rows), configs)
+        check_parts(base, segment_names, (user_rows, item_rows), configs)
         self.base: BaseModel = base
         self.segment_names, self.configs = tuple(segment_names), configs
         self.parent_adapter = parent
@@ -108,14 +100,14 @@ class AdapterBank(nn.Module):
                 torch.Generator().manual_seed(segment_seed(seed, name)) for name in segment_names
             ]
         # The order of these lines fixes what a segment draws.
-        self.user_table = _table_deltas(
+        self.user_table = table_deltas(
             [c.user_kinds for c in configs], self.touched_users, base, configs, generators
         )
-        self.item_table = _table_deltas(
+        self.item_table = table_deltas(
             [c.item_kinds for c in configs], self.touched_items, base, configs, generators
         )
-        self.item_bias = _bias_deltas(configs, self.touched_items, generators)
-        self.tower = _tower_deltas(base.tower, configs, generators)
+        self.item_bias = bias_deltas(configs, self.touched_items, generators)
+        self.tower = tower_deltas(base.tower, configs, generators)
 
     @classmethod
     def for_log(
@@ -162,8 +154,8 @@ class AdapterBank(nn.Module):
         """
         if not adapters:
             raise AdapterError("a bank needs at least one adapter, got none")
-        adapters = _on_one_parent(adapters)
-        configs, parent = _configs_of(adapters, base), adapters[0].parent
+        adapters = on_one_parent(adapters)
+        configs, parent = configs_of(adapters, base), adapters[0].parent
         known = {"users": base.users, "items": base.items}
         new = {side: [new_ids(a, side, known[side]) for a in adapters] for side in known}
         grown = base.grown(*(known[side].extended(pa.concat_arrays(new[side])) for side in known))
@@ -182,7 +174,7 @@ class AdapterBank(nn.Module):
         names = [adapter.segment for adapter in adapters]
         bank = cls(grown, names, rows["users"], rows["items"], configs, None, parent)
         for code, adapter in enumerate(adapters):
-            bank._fill(code, adapter, {side: rows[side][code].argsort() for side in rows})
+            fill(bank._own(code), code, adapter, {s: rows[s][code].argsort() for s in rows})
         return bank
 
     # What a batch asks for. ids are rows of the tables, segments are codes.
@@ -354,7 +346,7 @@ class AdapterBank(nn.Module):
         Where all segments have one config and no identifier of their own they are the bank's own
         memory, not a copy: publish before training goes on.
         """
-        codes = _groups(self.configs)
+        codes = groups(self.configs)
         own_rows = self.base.user_table.num_own_rows, self.base.item_table.num_own_rows
         touched = self.touched_users, self.touched_items
         if len(codes) > 1 or any(
@@ -365,19 +357,13 @@ class AdapterBank(nn.Module):
                 AdapterStack.of([self.adapter(self.segment_names[code]) for code in group])
                 for group in codes.values()
             ]
-        tensors: dict[str, Tensor] = {}
-        offsets: dict[str, Tensor] = {}
-        for name, side, ids in zip(
-            ("users", "items"), touched, (self.base.users, self.base.items), strict=True
-        ):
-            tensors[f"{name}.rows"], offsets[f"{name}.rows"] = side.rows_T, side.offsets_S1
-            for key, nothing in id_tensors(name, ids.ids.slice(0, 0)).items():
-                tensors[key], offsets[key] = nothing, torch.zeros_like(side.offsets_S1)
-        for name, delta in self.deltas():
-            for parameter, numbers in delta.named_parameters():
-                key = f"{name}.{delta.kind}.{parameter}"
-                tensors[key] = numbers.detach()[:-1]
-                offsets[key] = _offsets(delta, parameter)
+        tensors, offsets = stacked(
+            self.deltas(),
+            {
+                "users": (self.touched_users, self.base.users),
+                "items": (self.touched_items, self.base.items),
+            },
+        )
         return [
             AdapterStack(
                 self.segment_names,
@@ -409,25 +395,6 @@ class AdapterBank(nn.Module):
     def _own(self, code: int) -> Iterator[tuple[str, Delta]]:
         return ((name, delta) for name, delta in self.deltas() if delta.owners.has(code))
 
-    @torch.no_grad()
-    def _fill(self, code: int, adapter: Adapter, order: Mapping[str, Tensor]) -> None:
-        # The rows of new identifiers may stand in another order in this bank than in the adapter.
-        sides = {"user_table": "users", "item_table": "items", "item_bias": "items"}
-        for name, delta in self._own(code):
-            for parameter, part in delta.slices(code).items():
-                place = delta.get_parameter(parameter)[part]
-                full_name = f"{name}.{delta.kind}.{parameter}"
-                stored = adapter.tensors.get(full_name)
-                if stored is None or stored.shape != place.shape:
-                    raise AdapterError(
-                        f"the adapter of segment {adapter.segment!r} needs {full_name} of "
-                        f"shape {tuple(place.shape)}, got "
-                        f"{'none' if stored is None else tuple(stored.shape)}: it is damaged"
-                    )
-                if isinstance(delta, PER_ROW) and parameter != "b":
-                    stored = stored[order[sides[name]]]
-                place.copy_(stored)
-
     def __repr__(self) -> str:
         numbers = sum(p.numel() for _, delta in self.deltas() for p in delta.parameters())
         parent = "" if self.parent is None else f" on {self.parent.segment_names[0]!r}"
@@ -435,157 +402,6 @@ class AdapterBank(nn.Module):
             f"AdapterBank({len(self.segment_names)} segments, {numbers:,} numbers{parent}, "
             f"of {self.base!r})"
         )
-
-
-def _check(
-    base: BaseModel,
-    segment_names: Sequence[str],
-    rows: tuple[Sequence[Tensor], Sequence[Tensor]],
-    configs: Sequence[AdapterConfig],
-) -> None:
-    if not segment_names:
-        raise AdapterError("a bank needs at least one segment, got none")
-    if len(set(segment_names)) < len(segment_names):
-        raise AdapterError("segment names must be distinct")
-    if not len(segment_names) == len(rows[0]) == len(rows[1]) == len(configs):
-        raise AdapterError(
-            f"each of {len(segment_names)} segments needs its user rows, its item rows and its "
-            f"config, got {len(rows[0])}, {len(rows[1])} and {len(configs)} of them"
-        )
-    for config in set(configs):
-        low_rank = {"map", "basis", "rows"} & {*config.user_kinds, *config.item_kinds}
-        if low_rank and config.rank > base.embedding_dim:
-            raise AdapterError(
-                f"rank {config.rank} is above the tables' embedding_dim {base.embedding_dim}; "
-                f"use a smaller rank, or the kind `full`"
-            )
-
-
-def _on_one_parent(adapters: Sequence[Adapter]) -> list[Adapter]:
-    """The same adapters, but a parent that serves a segment as one without numbers on itself."""
-    parent = next((a.parent for a in adapters if a.parent is not None), None)
-    return [
-        replace(adapter, config=NOTHING, tensors=_no_rows(adapter), parent=parent)
-        if served
-        else adapter
-        for adapter, served in zip(adapters, served_by_parent(adapters), strict=True)
-    ]
-
-
-def _no_rows(adapter: Adapter) -> dict[str, Tensor]:
-    sides = ("users.", "items.")
-    return {name: t[:0] for name, t in adapter.tensors.items() if name.startswith(sides)}
-
-
-def _configs_of(adapters: Sequence[Adapter], base: BaseModel) -> list[AdapterConfig]:
-    """The config of each adapter, all of this base and of one parent."""
-    configs = []
-    for adapter in adapters:
-        check_base(adapter, base)
-        if not isinstance(adapter.config, AdapterConfig):
-            raise AdapterError(
-                f"the adapter of segment {adapter.segment!r} is of modules of a model: load it "
-                f"into what `adapt` returned for that model"
-            )
-        if adapter.parent is not adapters[0].parent:
-            raise AdapterError(
-                f"a bank holds adapters of one parent; {adapter.segment!r} stands on "
-                f"{adapter.parent!r}, {adapters[0].segment!r} on {adapters[0].parent!r}"
-            )
-        configs.append(adapter.config)
-    return configs
-
-
-def _offsets(delta: Delta, parameter: str) -> Tensor:
-    """Where each segment's numbers begin and end in a parameter that all segments own."""
-    if isinstance(delta, PER_ROW) and parameter != "b":
-        return delta.touched.offsets_S1
-    num_segments = len(delta.owners)
-    height = (len(delta.get_parameter(parameter)) - 1) // num_segments
-    return torch.arange(num_segments + 1) * height
-
-
-def _groups(keys: Iterable[Key | None]) -> dict[Key, list[int]]:
-    """The codes of the segments of each key; None is no key."""
-    codes: dict[Key, list[int]] = {}
-    for code, key in enumerate(keys):
-        if key is not None:
-            codes.setdefault(key, []).append(code)
-    return codes
-
-
-def _table_deltas(
-    kinds_S: Sequence[tuple[str, ...]],
-    touched: TouchedRows,
-    base: BaseModel,
-    configs: Sequence[AdapterConfig],
-    generators: Sequence[torch.Generator],
-) -> nn.ModuleList:
-    """The deltas of one table, kind after kind; segments of one kind and size share one."""
-    deltas = nn.ModuleList()
-    dim = base.embedding_dim
-    for kind in (*LADDER, "full"):
-        sizes = (
-            (config.low_rank, config.magnitude) if kind in kinds else None
-            for kinds, config in zip(kinds_S, configs, strict=True)
-        )
-        for (low_rank, magnitude), codes in _groups(sizes).items():
-            owners = Owners.of(codes, len(configs), generators)
-            rows = touched if len(codes) == len(configs) else touched.only(codes)
-            match kind:
-                case "scale":
-                    deltas.append(ScaleDelta(owners, dim))
-                case "map":
-                    deltas.append(MapDelta(owners, dim, low_rank))
-                case "basis":
-                    deltas.append(BasisDelta(rows, owners, dim, low_rank))
-                case "rows":
-                    deltas.append(RowsDelta(rows, owners, dim, low_rank, magnitude))
-                case "full":
-                    deltas.append(FullDelta(rows, owners, dim))
-    return deltas
-
-
-def _bias_deltas(
-    configs: Sequence[AdapterConfig],
-    touched: TouchedRows,
-    generators: Sequence[torch.Generator],
-) -> nn.ModuleList:
-    codes = [code for code, config in enumerate(configs) if config.item_bias == "bias"]
-    if not codes:
-        return nn.ModuleList()
-    rows = touched if len(codes) == len(configs) else touched.only(codes)
-    return nn.ModuleList([FullDelta(rows, Owners.of(codes, len(configs), generators), 1)])
-
-
-def _tower_deltas(
-    tower: Tower | None,
-    configs: Sequence[AdapterConfig],
-    generators: Sequence[torch.Generator],
-) -> nn.ModuleDict:
-    deltas = nn.ModuleDict()
-    if tower is None:
-        return deltas
-    sizes = (c.low_rank if c.tower == "low_rank" else None for c in configs)
-    low_rank = {
-        size: Owners.of(codes, len(configs), generators) for size, codes in _groups(sizes).items()
-    }
-    full = _groups(True if c.tower == "full" else None for c in configs).get(True, [])
-    for layer, (weight, bias) in enumerate(zip(tower.weights, tower.biases, strict=True)):
-        shape = (weight.shape[0], weight.shape[1])
-        own = nn.ModuleList()
-        for size, owners in low_rank.items():
-            own.append(LowRankWeight(owners, shape, replace(size, rank=min(size.rank, *shape))))
-        if full:
-            owners = Owners.of(full, len(configs), generators)
-            own.append(FullWeight(owners, shape))
-            # The last bias is added to every item alike: its gradient is nothing but rounding,
-            # of which Adagrad would make whole steps.
-            if layer < len(tower.weights) - 1:
-                deltas[f"{layer}_bias"] = nn.ModuleList([FullWeight(owners, (len(bias), 1))])
-        if len(own):
-            deltas[f"{layer}_weight"] = own
-    return deltas
 
 
 def _rows_by_segment(rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> list[Tensor]:

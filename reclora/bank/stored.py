@@ -1,0 +1,113 @@
+"""This file is adapters on their way into a bank and out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from reclora.adapters import Adapter, check_base, id_tensors, served_by_parent
+from reclora.base import BaseModel
+from reclora.configs import NOTHING, AdapterConfig, AdapterError
+from reclora.deltas import BasisDelta, Delta, FullDelta, RowsDelta, TouchedRows
+from reclora.interactions import IdMap
+
+PER_ROW = (RowsDelta, BasisDelta, FullDelta)
+"""The deltas whose parameters, but for `b`, have a row for each touched row."""
+
+Deltas = Iterable[tuple[str, Delta]]
+"""Deltas with what each changes: `user_table`, `item_bias`, `tower.0.weight`, ..."""
+
+
+@torch.no_grad()
+def fill(deltas: Deltas, code: int, adapter: Adapter, order: Mapping[str, Tensor]) -> None:
+    """Copy an adapter's numbers into the segment's part of its deltas.
+
+    Args:
+        order: for `users` and `items` the adapter's row at each place of the bank's: rows of new
+            identifiers may stand in another order in this bank.
+
+    Raises:
+        AdapterError: a tensor is missing or of another shape.
+    """
+    sides = {"user_table": "users", "item_table": "items", "item_bias": "items"}
+    for name, delta in deltas:
+        for parameter, part in delta.slices(code).items():
+            place = delta.get_parameter(parameter)[part]
+            full_name = f"{name}.{delta.kind}.{parameter}"
+            stored = adapter.tensors.get(full_name)
+            if stored is None or stored.shape != place.shape:
+                raise AdapterError(
+                    f"the adapter of segment {adapter.segment!r} needs {full_name} of "
+                    f"shape {tuple(place.shape)}, got "
+                    f"{'none' if stored is None else tuple(stored.shape)}: it is damaged"
+                )
+            if isinstance(delta, PER_ROW) and parameter != "b":
+                stored = stored[order[sides[name]]]
+            place.copy_(stored)
+
+
+def stacked(
+    deltas: Deltas, sides: Mapping[str, tuple[TouchedRows, IdMap]]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tensors and offsets of a stack of all segments, in the deltas' own memory: of deltas that
+    all segments own, without identifiers that the base does not know.
+    """
+    tensors: dict[str, Tensor] = {}
+    offsets: dict[str, Tensor] = {}
+    for name, (touched, ids) in sides.items():
+        tensors[f"{name}.rows"], offsets[f"{name}.rows"] = touched.rows_T, touched.offsets_S1
+        for key, nothing in id_tensors(name, ids.ids.slice(0, 0)).items():
+            tensors[key], offsets[key] = nothing, torch.zeros_like(touched.offsets_S1)
+    for name, delta in deltas:
+        for parameter, numbers in delta.named_parameters():
+            key = f"{name}.{delta.kind}.{parameter}"
+            tensors[key] = numbers.detach()[:-1]
+            offsets[key] = _offsets(delta, parameter)
+    return tensors, offsets
+
+
+def on_one_parent(adapters: Sequence[Adapter]) -> list[Adapter]:
+    """The same adapters, but a parent that serves a segment as one without numbers on itself."""
+    parent = next((a.parent for a in adapters if a.parent is not None), None)
+    return [
+        replace(adapter, config=NOTHING, tensors=_no_rows(adapter), parent=parent)
+        if served
+        else adapter
+        for adapter, served in zip(adapters, served_by_parent(adapters), strict=True)
+    ]
+
+
+def _no_rows(adapter: Adapter) -> dict[str, Tensor]:
+    sides = ("users.", "items.")
+    return {name: t[:0] for name, t in adapter.tensors.items() if name.startswith(sides)}
+
+
+def configs_of(adapters: Sequence[Adapter], base: BaseModel) -> list[AdapterConfig]:
+    """The config of each adapter, all of this base and of one parent."""
+    configs = []
+    for adapter in adapters:
+        check_base(adapter, base)
+        if not isinstance(adapter.config, AdapterConfig):
+            raise AdapterError(
+                f"the adapter of segment {adapter.segment!r} is of modules of a model: load it "
+                f"into what `adapt` returned for that model"
+            )
+        if adapter.parent is not adapters[0].parent:
+            raise AdapterError(
+                f"a bank holds adapters of one parent; {adapter.segment!r} stands on "
+                f"{adapter.parent!r}, {adapters[0].segment!r} on {adapters[0].parent!r}"
+            )
+        configs.append(adapter.config)
+    return configs
+
+
+def _offsets(delta: Delta, parameter: str) -> Tensor:
+    """Where each segment's numbers begin and end in a parameter that all segments own."""
+    if isinstance(delta, PER_ROW) and parameter != "b":
+        return delta.touched.offsets_S1
+    num_segments = len(delta.owners)
+    height = (len(delta.get_parameter(parameter)) - 1) // num_segments
+    return torch.arange(num_segments + 1) * height
