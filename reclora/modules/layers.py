@@ -81,7 +81,7 @@ class LayerSite:
         if not isinstance(self.module, nn.Linear):
             return y + self._convolved(tiles, delta, x)
         change_GBO = delta.change(tiles.pack(x).flatten(1, -2), tiles.segments_G)
-        return y + tiles.unpack(change_GBO.view(-1, tiles.height, *y.shape[1:]))
+        return tiles.unpack(change_GBO.view(-1, tiles.height, *y.shape[1:])).add_(y)
 
     def _convolved(self, tiles: Tiles, delta: LowRankWeight, x: Tensor) -> Tensor:
         """B_s (A_s x): the tiles' channels stand side by side, a group for each tile."""
