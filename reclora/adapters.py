@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -22,7 +22,8 @@ class Adapter:
     the factors, named target, kind, factor (`user_table.rows.a`, `item_bias.bias.d`,
     `tower.0.weight.low_rank.b`, ...). A row number from the base's N on stands for an identifier
     that the base does not know: the adapter's own list of them (`users.new_ids...`) in order.
-    With a parent its changes stand on top of the parent's.
+    With a parent its changes stand on top of the parent's; with the config `()` and no tensor it
+    has none, and the segment is served by its parent.
     """
 
     segment: str
@@ -30,6 +31,11 @@ class Adapter:
     base_fingerprint: str
     tensors: Mapping[str, Tensor]
     parent: Adapter | None = None
+
+    @property
+    def is_served(self) -> bool:
+        """Whether the segment has nothing of its own."""
+        return self.config == () and self.parent is not None
 
     @property
     def num_numbers(self) -> int:
@@ -44,15 +50,6 @@ class Adapter:
             f"Adapter({self.segment!r}, {self.num_numbers:,} numbers, {parent}"
             f"of base {self.base_fingerprint[:12]})"
         )
-
-
-def served_by_parent(adapters: Sequence[Adapter]) -> list[bool]:
-    """Which of them are the parent of others itself, under the name of a segment that it serves (as
-    `AdapterStore.load` gives it).
-    """
-    # These are alive, so that no two of them have one id.
-    parents = {id(adapter.parent.tensors) for adapter in adapters if adapter.parent is not None}
-    return [id(adapter.tensors) in parents for adapter in adapters]
 
 
 def check_base(adapter: Adapter, base: BaseModel) -> None:

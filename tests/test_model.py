@@ -447,21 +447,36 @@ def test_a_state_dict_comes_back_where_it_belongs() -> None:
         make([*NAMES[::-1]]).load_state_dict(adapted.state_dict())
 
 
-def test_a_parent_that_serves_a_segment_is_one_of_the_adapters() -> None:
-    """As the store gives them: its own numbers, under the names of the segments that it serves."""
+def test_a_segment_that_is_served_by_the_parent_is_one_of_the_adapters() -> None:
     pooled = fill(make(["us.mobile"]), seed=4)
     parent = pooled.adapter("us.mobile")
     under = pooled(IDS, segments=torch.zeros(6, dtype=torch.int64)).detach()
     adapters = [*fill(adapt(ranker(), CONFIGS, NAMES, ROWS, parent=parent)).stack()]
-    served = replace(parent, segment=adapters[1].segment)
-    whole, some = (
-        AdaptedModel.of(ranker(), given) for given in (adapters, [served, *adapters[2:]])
-    )
-    found = some(IDS, segments=some.codes([NAMES[code] if code >= 0 else "?" for code in CODES]))
-    expected = whole(IDS, segments=CODES)
+    served = replace(adapters[1], config=(), tensors={})
+    assert served.is_served and not adapters[1].is_served
+    bare = AdapterStack((served.segment,), (), served.base_fingerprint, {}, {}, parent)
+    expected = AdaptedModel.of(ranker(), adapters)(IDS, segments=CODES)
     kept = CODES >= 2
-    assert torch.equal(found[kept], expected[kept])
-    torch.testing.assert_close(found[~kept], under[~kept])
+    for stored in (
+        [served, *adapters[2:]],
+        [AdapterStack.of(adapters[2:]), bare],
+        [AdapterStack.of(adapters[2:3]), bare, AdapterStack.of(adapters[3:])],
+    ):
+        some = AdaptedModel.of(ranker(), stored)
+        codes = some.codes([NAMES[code] if code >= 0 else "?" for code in CODES])
+        found = some(IDS, segments=codes)
+        assert torch.equal(found[kept], expected[kept])
+        torch.testing.assert_close(found[~kept], under[~kept])
+    for all_served in ([served], [bare], bare):
+        some = AdaptedModel.of(ranker(), all_served)
+        assert not [*some.parameters()] and some.code(served.segment) == 0
+        assert torch.equal(some(IDS, segments=torch.tensor([0, -1, 0, 0, -1, 0])), under)
+        some.merge(served.segment)
+        torch.testing.assert_close(some(IDS), under)
+        some.unmerge()
+    other = replace(served, parent=replace(parent, segment="other"))
+    with pytest.raises(AdapterError, match="stand on different parents"):
+        AdaptedModel.of(ranker(), [other, *adapters[2:]])
 
 
 def test_models_and_what_adapts_them_know_each_other() -> None:

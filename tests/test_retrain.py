@@ -199,8 +199,8 @@ def test_the_release_scores_like_the_trained_bank(
     for name, is_served in states.items():
         found = live[name].scorer(name).scores(users)
         assert torch.equal(found, bank.scorer(name).scores(users))
-        stored = live[name].adapter(name)
-        below = stored if is_served else stored.parent
+        below = live[name].adapter(name).parent
+        assert live[name].has_delta(live[name].code(name)) != is_served
         assert below is not None and below.parent is None
         assert {part: tensor.tolist() for part, tensor in below.tensors.items()} == parent
         if not is_served:
@@ -362,7 +362,8 @@ def test_what_validation_found_no_better_is_not_published(
     store = AdapterStore(settings.store_folder)
     for name, is_served in states.items():
         adapter = store.load(name, base_fingerprint=base.fingerprint)
-        below = adapter if is_served else adapter.parent
+        below = adapter.parent
+        assert adapter.is_served == is_served
         assert below is not None and same(below, parent) and below.parent is None
         assert release.segments[name].metrics == {
             "validation ndcg@10": 0.5 if name == "market 0" else 0.25,

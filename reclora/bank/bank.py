@@ -27,7 +27,7 @@ from reclora.bank.assembly import (
     table_deltas,
     tower_deltas,
 )
-from reclora.bank.stored import configs_of, fill, on_one_parent, stacked
+from reclora.bank.stored import configs_of, fill, stacked, with_rows
 from reclora.base import BaseModel
 from reclora.configs import AdapterConfig, AdapterError
 from reclora.counted import segment_seed
@@ -144,8 +144,7 @@ class AdapterBank(nn.Module):
         identifiers that they bring.
 
         Args:
-            adapters: of one parent; among them may be that parent itself under the names of the
-                segments that it serves (as `AdapterStore.load_all` gives them).
+            adapters: of one parent; those that are served by it have no deltas here.
 
         Raises:
             AdapterError: no adapter, one that belongs to another base or to modules of another
@@ -154,7 +153,7 @@ class AdapterBank(nn.Module):
         """
         if not adapters:
             raise AdapterError("a bank needs at least one adapter, got none")
-        adapters = on_one_parent(adapters)
+        adapters = with_rows(adapters)
         configs, parent = configs_of(adapters, base), adapters[0].parent
         known = {"users": base.users, "items": base.items}
         new = {side: [new_ids(a, side, known[side]) for a in adapters] for side in known}

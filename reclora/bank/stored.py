@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from reclora.adapters import Adapter, check_base, id_tensors, served_by_parent
+from reclora.adapters import Adapter, check_base, id_tensors
 from reclora.base import BaseModel
 from reclora.configs import NOTHING, AdapterConfig, AdapterError
 from reclora.deltas import BasisDelta, Delta, FullDelta, RowsDelta, TouchedRows
@@ -69,20 +69,22 @@ def stacked(
     return tensors, offsets
 
 
-def on_one_parent(adapters: Sequence[Adapter]) -> list[Adapter]:
-    """The same adapters, but a parent that serves a segment as one without numbers on itself."""
-    parent = next((a.parent for a in adapters if a.parent is not None), None)
+def with_rows(adapters: Sequence[Adapter]) -> list[Adapter]:
+    """The same adapters, those that are served by their parent as ones that touch no row."""
     return [
-        replace(adapter, config=NOTHING, tensors=_no_rows(adapter), parent=parent)
-        if served
+        replace(adapter, config=NOTHING, tensors=_no_rows(adapter))
+        if adapter.is_served
         else adapter
-        for adapter, served in zip(adapters, served_by_parent(adapters), strict=True)
+        for adapter in adapters
     ]
 
 
 def _no_rows(adapter: Adapter) -> dict[str, Tensor]:
+    below = adapter
+    while below.is_served and below.parent is not None:
+        below = below.parent
     sides = ("users.", "items.")
-    return {name: t[:0] for name, t in adapter.tensors.items() if name.startswith(sides)}
+    return {name: t[:0] for name, t in below.tensors.items() if name.startswith(sides)}
 
 
 def configs_of(adapters: Sequence[Adapter], base: BaseModel) -> list[AdapterConfig]:
@@ -98,7 +100,8 @@ def configs_of(adapters: Sequence[Adapter], base: BaseModel) -> list[AdapterConf
         if adapter.parent is not adapters[0].parent:
             raise AdapterError(
                 f"a bank holds adapters of one parent; {adapter.segment!r} stands on "
-                f"{adapter.parent!r}, {adapters[0].segment!r} on {adapters[0].parent!r}"
+                f"{adapter.parent!r}, {adapters[0].segment!r} on {adapters[0].parent!r}: make a "
+                f"bank of those of each parent"
             )
         configs.append(adapter.config)
     return configs

@@ -12,7 +12,7 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor, nn
 
-from reclora.adapters import Adapter, served_by_parent
+from reclora.adapters import Adapter
 from reclora.configs import AdapterConfig, AdapterError, DeltaConfig
 from reclora.counted import segment_seed
 from reclora.deltas import Owners, TouchedRows
@@ -119,6 +119,8 @@ class AdaptedModel(nn.Module):
                 f"this {type(model).__name__} is adapted already: model.{ADAPTED_BY}.remove() "
                 f"takes those deltas off; to stand on other deltas, pass their adapter as parent"
             )
+        if not self.configs and parent is None:
+            raise AdapterError("adapt needs at least one DeltaConfig, got none")
         names = candidates(model)
         targets = targets_of(self.configs, names)
         touched = touched_rows(targets, names, self.segment_names, rows or {})
@@ -155,19 +157,22 @@ class AdaptedModel(nn.Module):
         self._attached = [site.attach(partial(self._current, site)) for site in self.sites]
 
     @classmethod
-    def of(cls, model: nn.Module, adapters: Sequence[Adapter]) -> AdaptedModel:
+    def of(
+        cls, model: nn.Module, adapters: Sequence[Adapter] | Sequence[AdapterStack]
+    ) -> AdaptedModel:
         """An adapted model of stored adapters, with the rows that they touch; their dropout is off
         until `train()`.
 
         Args:
-            adapters: of one config and one parent; among them may be that parent itself under the
-                names of the segments that it serves (as `AdapterStore.load_all` gives them). A
-                stack (`AdapterStore.load_stacks`) is the fastest.
+            adapters: of one config and one parent, or served by that parent; stacks of such
+                (`AdapterStore.load_stacks`) are the fastest.
 
         Raises:
             AdapterError: as `load`; an adapter of a base model of reclora's own.
         """
-        own, served = _own_and_served(adapters)
+        own, served, parent = _own_and_served(adapters)
+        if own is None:
+            return cls(model, (), served, parent=parent).eval()
         if isinstance(own.config, AdapterConfig):
             raise AdapterError(
                 f"the adapter of segment {own.segments[0]!r} is of a base model with two tables "
@@ -217,7 +222,7 @@ class AdaptedModel(nn.Module):
                     f"it: leave `segments` out, or unmerge()"
                 )
             return model(*args, **kwargs)
-        if not self._attached:
+        if self.model.__dict__.get(ADAPTED_BY) is None:
             raise AdapterError("the deltas were taken off this model by remove(): adapt it anew")
         if model.training:
             model.eval()  # Something around it has called train().
@@ -470,14 +475,32 @@ def _check_model(stack: AdapterStack, fingerprint: str) -> None:
         )
 
 
-def _own_and_served(adapters: Sequence[Adapter]) -> tuple[AdapterStack, list[str]]:
-    """The adapters of segments that have their own, and the names of those their parent serves."""
-    if isinstance(adapters, AdapterStack):
-        return adapters, []
-    served = served_by_parent(adapters)
-    own = [adapter for adapter, serves in zip(adapters, served, strict=True) if not serves]
-    names = [adapter.segment for adapter, serves in zip(adapters, served, strict=True) if serves]
-    return AdapterStack.of(own), names
+def _own_and_served(
+    adapters: Sequence[Adapter] | Sequence[AdapterStack],
+) -> tuple[AdapterStack | None, list[str], Adapter | None]:
+    """Those that have numbers of their own, the segments that have none, and the parent."""
+    parts: list[Adapter | AdapterStack] = (
+        [adapters] if isinstance(adapters, AdapterStack) else list(adapters)
+    )
+    own: list[Adapter | AdapterStack] = []
+    served: list[str] = []
+    for one in parts:
+        if one.config != () or one.parent is None:
+            own.append(one)
+        else:
+            served += one.segments if isinstance(one, AdapterStack) else [one.segment]
+    parents = [one.parent for one in parts]
+    if any(parent is not parents[0] for parent in parents):
+        raise AdapterError(
+            f"the adapters stand on different parents, {parents[0]!r} and others: adapt a model "
+            f"for those of each parent"
+        )
+    if served and not own:
+        return None, served, parents[0]
+    if len(own) == 1 and isinstance(own[0], AdapterStack):
+        return own[0], served, parents[0]
+    flat = [each for one in own for each in (one if isinstance(one, AdapterStack) else [one])]
+    return AdapterStack.of(flat), served, parents[0]
 
 
 def _site(target: Target, owners: Owners, touched: TouchedRows | None) -> Site:

@@ -73,8 +73,6 @@ def targets_of(configs: Sequence[DeltaConfig], names: Mapping[str, Candidate]) -
             can have the kind, a kind twice on a module, `basis` beside `rows`, a rank above the
             smaller side of what it changes, or a module that cannot be adapted; it is named.
     """
-    if not configs:
-        raise AdapterError("adapt needs at least one DeltaConfig, got none")
     found: dict[str, tuple[Candidate, list[DeltaConfig]]] = {}
     for config in configs:
         matches = [match for target in config.targets for match in _matches(target, config, names)]

@@ -17,7 +17,6 @@ import functools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -116,6 +115,8 @@ class AdapterStore:
         """
         from reclora.store.publishing import check_one_base, plan_publish, segments_of
 
+        if isinstance(serves_parent, str):
+            raise StoreError(f"serves_parent must be a list of segments, got {serves_parent!r}")
         measured = metrics or {}
         _check_segments([*segments_of(adapters), *serves_parent], measured)
         fingerprint = check_one_base(adapters, parent)
@@ -156,6 +157,8 @@ class AdapterStore:
     ) -> Adapter:
         """Return the adapter of `segment`; only its own slices are read.
 
+        That of a segment which its parent serves has no numbers (config `()`), and that parent.
+
         Args:
             segment: its exact name.
             base_fingerprint: of the base model that it shall adapt.
@@ -183,8 +186,7 @@ class AdapterStore:
         """Return the adapters of all segments of a release, a stack for each of its packs.
 
         Every byte is checked against the packs' sha256s; nothing is done for each adapter. Segments
-        that their parent serves come as a stack without tensors (config `()`) on that parent: the
-        scores of what `load` gives, without a copy of the parent for each.
+        that their parent serves come as a stack without tensors (config `()`) on that parent.
 
         For arguments and errors see `load`.
         """
@@ -204,14 +206,15 @@ class AdapterStore:
     ) -> list[Adapter]:
         """Return the adapters of all segments of a release, sorted by segment.
 
-        They share the memory of the stacks, and those that one parent serves share its numbers;
-        see `load` for arguments and errors.
+        They share the memory of the stacks; see `load` for arguments and errors.
         """
+        from reclora.store.loading import served as serve
+
         chosen = self._choose(release)
         self._check_base(chosen, base_fingerprint)
         own, served = self._reader.stacks(chosen)
         adapters = [adapter for stack in own for adapter in stack]
-        adapters += [replace(p, segment=segment) for p, segments in served for segment in segments]
+        adapters += [serve(segment, parent) for parent, names in served for segment in names]
         return sorted(adapters, key=lambda adapter: adapter.segment)
 
     def verify(self, release: Release | int | None = None) -> None:

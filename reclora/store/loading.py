@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,6 +16,11 @@ from reclora.store.releases import Release
 
 Served = tuple[Adapter, Sequence[str]]
 """A parent, and the segments that it serves."""
+
+
+def served(segment: str, parent: Adapter) -> Adapter:
+    """The adapter of a segment that has nothing of its own."""
+    return Adapter(segment, (), parent.base_fingerprint, {}, parent)
 
 
 class PackReader:
@@ -34,7 +38,7 @@ class PackReader:
         """Return the adapter of `segment`; of its pack only its own slices are read."""
         pack = self._pack_of(release, place.pack)
         if place.serves_parent:
-            return replace(self._single(release, pack), segment=segment)
+            return served(segment, self._single(release, pack))
         return pack.adapter(segment, place.index, self._parent_of(release, pack))
 
     def stacks(self, release: Release) -> tuple[list[AdapterStack], list[Served]]:
