@@ -17,12 +17,12 @@ help:
 
 install: $(INSTALLED)
 
-$(INSTALLED): requirements.txt requirements-torchrec.txt pyproject.toml
+$(INSTALLED): requirements.txt requirements-no-deps.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("reclora needs Python 3.11 or newer, got " + sys.version.split()[0] + "; name one: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv .venv
 	@echo "installing the pinned packages into .venv (a few minutes the first time)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-torchrec.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-no-deps.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	$(BIN)/reclora doctor
 	touch $@

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from reclora.interactions import Interactions
+from reclora.scoring import ALL
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class Popularity:
         """N."""
         return len(self.scores_N)
 
-    def scores(self, user_rows_B: Tensor) -> Tensor:
-        """The same row for each user, float32, shape (B, N), without copies."""
-        return self.scores_N.expand(len(user_rows_B), -1)
+    def scores(self, user_rows_B: Tensor, items: slice = ALL) -> Tensor:
+        """The same row for each user, float32, shape (B, C), without copies."""
+        return self.scores_N[items].expand(len(user_rows_B), -1)
 
 
 def popularity(log: Interactions) -> Callable[[str], Popularity]:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from reclora.tower import Layer, all_scores
+from reclora.tower import Layer, all_scores, paired_scores
 
+ALL = slice(None)
 PAIR_BYTES = 64 << 20
 """How much memory the tower may take at once for (user, item) pairs."""
 
@@ -38,16 +39,33 @@ class CatalogueScorer:
         self.num_items = len(item_table_ND)
 
     @torch.no_grad()
-    def scores(self, user_rows_B: Tensor) -> Tensor:
-        """Scores of every item, shape (B, N)."""
-        u_BD = self._users(user_rows_B)
-        scores_BN = torch.addmm(self._bias, u_BD, self._items.T)
+    def scores(self, user_rows_B: Tensor, items: slice = ALL) -> Tensor:
+        """Scores of the C items of a slice, of every item if not given; shape (B, C)."""
+        u_BD, v_CD = self._users(user_rows_B), self._items[items]
+        scores_BC = torch.addmm(self._bias[items], u_BD, v_CD.T)
         if self._layers:
             hidden = self._layers[0][0].shape[1]
-            pair_bytes = 4 * self.num_items * (self._items.shape[1] + 2 * hidden)
+            pair_bytes = 4 * len(v_CD) * (v_CD.shape[1] + 2 * hidden)
             at_once = max(1, PAIR_BYTES // max(1, pair_bytes))
             for rows in torch.split(torch.arange(len(u_BD)), at_once):
-                scores_BN[rows] += all_scores(
-                    self._layers, u_BD[rows].unsqueeze(0), self._items.unsqueeze(0)
+                scores_BC[rows] += all_scores(
+                    self._layers, u_BD[rows].unsqueeze(0), v_CD.unsqueeze(0)
                 )[0]
-        return scores_BN
+        return scores_BC
+
+    def retriever(self) -> CatalogueScorer:
+        """The same scores without the tower's part: what the first of two stages ranks by."""
+        return CatalogueScorer(self._users, self._items, self._bias, [])
+
+    @torch.no_grad()
+    def pair_scores(self, user_rows_B: Tensor, item_rows_BC: Tensor) -> Tensor:
+        """Scores of each user's own C items, shape (B, C)."""
+        u_BD, v_BCD = self._users(user_rows_B), self._items[item_rows_BC]
+        scores_BC = torch.bmm(v_BCD, u_BD.unsqueeze(2)).squeeze(2) + self._bias[item_rows_BC]
+        if self._layers:
+            # A user's C items are the rows of one batch; all users share the segment's tower.
+            B, C, D = v_BCD.shape
+            u_1PD = u_BD.unsqueeze(1).expand(B, C, D).reshape(1, B * C, D)
+            v_1PD = v_BCD.reshape(1, B * C, D)
+            scores_BC += paired_scores(self._layers, u_1PD, v_1PD).view(B, C)
+        return scores_BC

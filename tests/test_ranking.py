@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reclora.ranking import RankedLists, UserItems, rank
+from reclora.ranking import RankedLists, Scorer, UserItems, rank, rank_in_two_stages
 from tests import reference
 
 
@@ -23,8 +23,8 @@ class Matrix:
     def num_items(self) -> int:
         return self.scores_UN.shape[1]
 
-    def scores(self, user_rows_B: Tensor) -> Tensor:
-        return self.scores_UN[user_rows_B]
+    def scores(self, user_rows_B: Tensor, items: slice) -> Tensor:
+        return self.scores_UN[user_rows_B, items]
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,21 @@ class OneRow:
     def num_items(self) -> int:
         return len(self.scores_N)
 
-    def scores(self, user_rows_B: Tensor) -> Tensor:
-        return self.scores_N.expand(len(user_rows_B), -1)
+    def scores(self, user_rows_B: Tensor, items: slice) -> Tensor:
+        return self.scores_N[items].expand(len(user_rows_B), -1)
+
+
+@dataclass(frozen=True)
+class TwoMatrices(Matrix):
+    """Whole scores, and the cheap part of them."""
+
+    cheap_UN: Tensor
+
+    def retriever(self) -> Scorer:
+        return Matrix(self.cheap_UN)
+
+    def pair_scores(self, user_rows_B: Tensor, item_rows_BC: Tensor) -> Tensor:
+        return self.scores_UN[user_rows_B].gather(1, item_rows_BC)
 
 
 def as_lists(ranked: RankedLists) -> list[list[int]]:
@@ -68,7 +81,7 @@ def worlds(draw: st.DrawFn) -> tuple[Tensor, list[set[int]], set[int] | None]:
 @settings(max_examples=300)
 @given(worlds(), st.integers(1, 15), st.integers(1, 300))
 def test_rank_equals_the_reference(
-    world: tuple[Tensor, list[set[int]], set[int] | None], k: int, block_bytes: int
+    world: tuple[Tensor, list[set[int]], set[int] | None], k: int, tile_bytes: int
 ) -> None:
     scores_UN, seen, candidates = world
     num_users, num_items = scores_UN.shape
@@ -82,7 +95,7 @@ def test_rank_equals_the_reference(
         k,
         seen=from_sets(seen),
         candidates_N=candidates_N,
-        block_bytes=block_bytes,
+        tile_bytes=tile_bytes,
     )
     assert as_lists(ranked) == [
         reference.rank(scores, k, seen[user], candidates)
@@ -114,10 +127,53 @@ def test_block_size_does_not_change_the_result() -> None:
         33,
     )
     whole = rank(scorer, users, 10, seen=seen)
-    for block_bytes in (1, 1600 * 7, 1600 * 32, 1600 * 33):
-        blocks = rank(scorer, users, 10, seen=seen, block_bytes=block_bytes)
+    for tile_bytes in (1, 1600 * 7, 1600 * 32, 1600 * 33):
+        blocks = rank(scorer, users, 10, seen=seen, tile_bytes=tile_bytes)
         assert torch.equal(blocks.item_rows_UK, whole.item_rows_UK)
         assert torch.equal(blocks.scores_UK, whole.scores_UK)
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 40),
+    st.sampled_from(["ties", "ascending", "descending", "one high", "all the same", "no ties"]),
+    st.sampled_from([1, 64, 3000, 40_000, 2**22]),
+)
+def test_tiles_of_many_users_and_items_equal_a_stable_sort(
+    seed: int, k: int, kind: str, tile_bytes: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    num_users, num_items = 3 if tile_bytes < 3000 else 300, 517
+    scores_UN = torch.randn(num_users, num_items, generator=generator)
+    if kind == "ties":
+        scores_UN = scores_UN.round()
+    elif kind in ("ascending", "descending"):
+        scores_UN = scores_UN.sort(dim=1, descending=kind == "descending").values
+    elif kind == "one high":
+        scores_UN = (scores_UN > 2.5).float()
+    elif kind == "all the same":
+        scores_UN = torch.full_like(scores_UN, 0.5)
+    pairs = torch.randint(0, num_users, (2000,), generator=generator)
+    seen = UserItems.from_pairs(
+        pairs, torch.randint(0, num_items, (2000,), generator=generator), num_users
+    )
+    candidates_N = torch.rand(num_items, generator=generator) < 0.9
+    ranked = rank(
+        Matrix(scores_UN),
+        torch.arange(num_users),
+        k,
+        seen=seen,
+        candidates_N=candidates_N,
+        tile_bytes=tile_bytes,
+    )
+    open_UN = scores_UN.masked_fill(~candidates_N, -math.inf)
+    for user in range(num_users):
+        open_UN[user, seen.item_rows[seen.offsets_U1[user] : seen.offsets_U1[user + 1]]] = -math.inf
+    scores, order = open_UN.sort(dim=1, descending=True, stable=True)
+    order[scores == -math.inf] = -1
+    assert torch.equal(ranked.item_rows_UK, order[:, :k])
+    assert torch.equal(ranked.scores_UK, scores[:, :k])
 
 
 def test_seen_belongs_to_positions_not_to_user_rows() -> None:
@@ -140,9 +196,47 @@ def test_lists_longer_than_the_catalogue_are_padded() -> None:
     assert ranked.scores_UK.tolist() == [[2.0, 1.0, -math.inf, -math.inf]]
 
 
+@settings(max_examples=100)
+@given(worlds(), st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(0, 6))
+def test_two_stages_rank_what_the_first_retrieved(
+    world: tuple[Tensor, list[set[int]], set[int] | None], seed: int, k: int, more: int
+) -> None:
+    scores_UN, seen, candidates = world
+    generator = torch.Generator().manual_seed(seed)
+    cheap_UN = torch.randint(-2, 3, scores_UN.shape, generator=generator).float()
+    candidates_N = None
+    if candidates is not None:
+        candidates_N = torch.tensor([i in candidates for i in range(scores_UN.shape[1])])
+    retrieved, shown = rank_in_two_stages(
+        TwoMatrices(scores_UN, cheap_UN),
+        torch.arange(len(scores_UN)),
+        k,
+        k + more,
+        seen=from_sets(seen),
+        candidates_N=candidates_N,
+    )
+    for user, scores in enumerate(scores_UN.tolist()):
+        first = reference.rank(cheap_UN[user].tolist(), k + more, seen[user], candidates)
+        assert as_lists(retrieved)[user] == first
+        assert as_lists(shown)[user] == reference.rank(scores, k, (), set(first))
+
+
+def test_two_stages_refuse_what_one_refuses() -> None:
+    scores_UN = torch.zeros(6, 4)
+    scores_UN[5, 2] = math.nan
+    scorer = TwoMatrices(scores_UN, torch.zeros(6, 4))
+    with pytest.raises(ValueError, match="'us'.*user row 5 and item row 2 is nan"):
+        rank_in_two_stages(scorer, torch.arange(6), 1, 3, segment="us")
+    with pytest.raises(ValueError, match="k must be within 1 to retrieve, 3, got 4"):
+        rank_in_two_stages(scorer, torch.arange(6), 4, 3)
+
+
 def test_no_users_no_lists() -> None:
     ranked = rank(Matrix(torch.zeros(0, 5)), torch.zeros(0, dtype=torch.int64), 3)
     assert ranked.item_rows_UK.shape == ranked.scores_UK.shape == (0, 3)
+    nobody = TwoMatrices(torch.zeros(0, 5), torch.zeros(0, 5))
+    for lists in rank_in_two_stages(nobody, torch.zeros(0, dtype=torch.int64), 3, 3):
+        assert lists.item_rows_UK.shape == lists.scores_UK.shape == (0, 3)
 
 
 def test_no_gradient_is_recorded() -> None:
@@ -193,6 +287,15 @@ def test_user_items_are_sets(pairs: list[tuple[int, int]]) -> None:
     assert user_items.contains(torch.arange(5), asked).tolist() == [
         [item in s for item in range(-1, 12)] for s in sets
     ]
+
+
+@given(PAIRS, st.sets(st.integers(0, 9)))
+def test_only_keeps_the_chosen_items(pairs: list[tuple[int, int]], chosen: set[int]) -> None:
+    sets = [{item for user, item in pairs if user == u} for u in range(5)]
+    left = from_sets(sets).only(torch.tensor([item in chosen for item in range(10)]))
+    expected = from_sets([each & chosen for each in sets])
+    assert torch.equal(left.offsets_U1, expected.offsets_U1)
+    assert torch.equal(left.item_rows, expected.item_rows)
 
 
 @given(PAIRS, st.lists(st.integers(0, 4)))

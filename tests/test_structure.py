@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = ROOT / "tests"
 
 FLOORS = (
-    ("files", "environment", "counted", "interactions", "deltas", "losses", "metrics", "optim"),
+    ("files", "environment", "compiled", "counted", "interactions", "deltas", "losses", "metrics", "optim"),
     ("tables", "tower", "scoring", "base", "batches", "splits", "popularity"),
     ("configs", "adapters", "stacks", "bank", "ladder", "modules", "arithmetic", "peft"),
     ("training", "early_stopping", "ranking", "store", "interchange"),
@@ -35,6 +35,11 @@ TESTED_IN = {
     "reclora.deltas.touched": "test_deltas",
     "reclora.deltas.weights": "test_deltas",
     "reclora.deltas.whole_table": "test_deltas",
+    "reclora.evaluation.config": "test_evaluation",
+    "reclora.evaluation.held_out": "test_evaluation",
+    "reclora.evaluation.judge": "test_evaluation",
+    "reclora.evaluation.lists": "test_evaluation",
+    "reclora.evaluation.results": "test_evaluation",
     "reclora.interactions.stored": "test_log",
     "reclora.interactions.summary": "test_layout",
     "reclora.interactions.workplace": "test_layout",
@@ -55,6 +60,10 @@ TESTED_IN = {
     "reclora.peft.reading": "test_peft",
     "reclora.peft.settings": "test_peft",
     "reclora.peft.writing": "test_peft",
+    "reclora.ranking.catalogue": "test_ranking",
+    "reclora.ranking.selection": "test_ranking",
+    "reclora.ranking.two_stages": "test_ranking",
+    "reclora.ranking.user_items": "test_ranking",
     "reclora.report.contents": "test_report",
     "reclora.report.figures": "test_report",
     "reclora.report.page": "test_report",

@@ -1,0 +1,55 @@
+"""What is measured, over which candidates."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from reclora.metrics import METRICS
+
+Candidates = Literal["catalogue", "segment", "given"]
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured, and over which candidates.
+
+    Raises:
+        ValueError: a name is unknown (near ones are offered), a list is empty or repeats itself, or
+            the first stage keeps fewer items than the longest list has.
+    """
+
+    ks: tuple[int, ...] = (10, 20)
+    """List lengths, each at least 1."""
+    metrics: tuple[str, ...] = ("ndcg", "recall")
+    """Names in `reclora.metrics.METRICS`; the first, at the first k, is the headline."""
+    candidates: Candidates = "catalogue"
+    """The items ranked: all; those with an interaction of the segment in the seen log; or `given`,
+    a list of the caller's."""
+    retrieve: int = 0
+    """Two stages: so many items are retrieved by the dot product, and the tower ranks them again;
+    0: the tower ranks every candidate."""
+
+    def __post_init__(self) -> None:
+        if not self.ks or len(set(self.ks)) < len(self.ks) or min(self.ks) < 1:
+            raise ValueError(f"ks must be different whole numbers from 1, got {self.ks}")
+        if not self.metrics or len(set(self.metrics)) < len(self.metrics):
+            raise ValueError(f"metrics must be different names, got {self.metrics}")
+        for metric in self.metrics:
+            check_name("metric", metric, METRICS)
+        check_name("candidates", self.candidates, get_args(Candidates))
+        if self.retrieve < 0 or 0 < self.retrieve < max(self.ks):
+            raise ValueError(
+                f"retrieve must be 0 or at least the longest list, {max(self.ks)}, "
+                f"got {self.retrieve}"
+            )
+
+
+def check_name(what: str, name: str, known: Iterable[str]) -> None:
+    """Refuse an unknown name, offering near ones (ValueError)."""
+    names = list(known)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3) or names[:10]
+        raise ValueError(f"unknown {what} {name!r}; did you mean {' or '.join(map(repr, near))}?")
