@@ -137,7 +137,9 @@ def test_block_size_does_not_change_the_result() -> None:
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(1, 40),
-    st.sampled_from(["ties", "ascending", "descending", "one high", "all the same", "no ties"]),
+    st.sampled_from(
+        ["ties", "ascending", "descending", "one high", "all the same", "no ties", "wide"]
+    ),
     st.sampled_from([1, 64, 3000, 40_000, 2**22]),
 )
 def test_tiles_of_many_users_and_items_equal_a_stable_sort(
@@ -152,6 +154,9 @@ def test_tiles_of_many_users_and_items_equal_a_stable_sort(
         scores_UN = scores_UN.sort(dim=1, descending=kind == "descending").values
     elif kind == "one high":
         scores_UN = (scores_UN > 2.5).float()
+    elif kind == "wide":
+        powers = torch.rand(scores_UN.shape, generator=generator) * 70 - 35
+        scores_UN = scores_UN.sign() * 10**powers
     elif kind == "all the same":
         scores_UN = torch.full_like(scores_UN, 0.5)
     pairs = torch.randint(0, num_users, (2000,), generator=generator)

@@ -12,7 +12,17 @@ ROOT = Path(__file__).resolve().parents[1]
 TESTS = ROOT / "tests"
 
 FLOORS = (
-    ("files", "environment", "compiled", "counted", "interactions", "deltas", "losses", "metrics", "optim"),
+    (
+        "files",
+        "environment",
+        "compiled",
+        "counted",
+        "interactions",
+        "deltas",
+        "losses",
+        "metrics",
+        "optim",
+    ),
     ("tables", "tower", "scoring", "base", "batches", "splits", "popularity"),
     ("configs", "adapters", "stacks", "bank", "ladder", "modules", "arithmetic", "peft"),
     ("training", "early_stopping", "ranking", "store", "interchange"),

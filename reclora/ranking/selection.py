@@ -25,6 +25,7 @@ Number = TypeVar("Number", np.int64, np.float32)
 
 _GROUP = 16
 """Items of a group: fewer maxima to look through against more scores behind each of them."""
+_HALVINGS = 10
 _LOW = np.int64(0xFFFFFFFF)
 _BELOW_SIGN = np.int32(0x7FFFFFFF)
 _LOWEST = np.float32(-np.inf)
@@ -56,31 +57,27 @@ def keep_best(
     num_items = scores_BC.shape[1]
     bits_BC = scores_BC.view(np.int32)
     maxima = np.empty(num_items, np.float32)
-    work = np.empty(num_items, np.float32)
     columns = np.empty(2 * num_items, np.int64)
     for b in range(len(scores_BC)):
         scores, bits, keys = scores_BC[b], bits_BC[b], keys_BX[b]
-        seen = seen_items[seen_offsets_B1[b] : seen_offsets_B1[b + 1]]
         count, floor = counts_B[b], floors_B[b]
         is_full = count >= k
-        group = _GROUP if is_full else max(1, min(_GROUP, num_items // (2 * k)))
+        group = _GROUP if is_full else max(1, min(_GROUP, num_items // (4 * k)))
         num_groups = (num_items + group - 1) // group
         if _group_maxima(scores, num_groups, maxima):
             return b
+        seen = _part(seen_items[seen_offsets_B1[b] : seen_offsets_B1[b + 1]], first_item, num_items)
         if not is_full and num_groups >= k:
             _leave_out(seen, first_item, scores, num_groups, maxima)
-            work[:num_groups] = maxima[:num_groups]
-            _select(work[:num_groups], num_groups - k)
             # The bound itself may enter: the floor is the number just below it.
-            floor = np.nextafter(work[num_groups - k], _LOWEST)
+            floor = np.nextafter(_bound(maxima[:num_groups], k), _LOWEST)
         for c in columns[: _columns_above(floor, scores, num_groups, maxima, columns)]:
             if not _holds(seen, first_item + c):
                 keys[count] = _key(scores[c], bits[c], first_item + c)
                 count += 1
         if count > 2 * k:
-            _select(keys[:count], k - 1)
-            count = k
-            floor = max(floor, _score_of(keys[k - 1]))
+            count = _drop_worst(keys[:count], k)
+            floor = max(floor, _score_of(keys[:count].max()))
         counts_B[b] = count
         floors_B[b] = floor if count >= k else _LOWEST
     return -1
@@ -116,11 +113,20 @@ def _group_maxima(
     for c in range(len(scores)):
         num_nan += scores[c] != scores[c]
     maxima[:num_groups] = scores[:num_groups]
-    for start in range(num_groups, len(scores), num_groups):
-        # Slices and `max`, as compilers like it: eight times as fast as a branch.
-        part = scores[start : start + num_groups]
-        for j in range(len(part)):
-            maxima[j] = max(maxima[j], part[j])
+    # Slices and `max`, as compilers like it: eight times as fast as a branch.
+    start = num_groups
+    while start + 3 * num_groups <= len(scores):
+        one = scores[start : start + num_groups]
+        two = scores[start + num_groups : start + 2 * num_groups]
+        three = scores[start + 2 * num_groups : start + 3 * num_groups]
+        for j in range(num_groups):
+            maxima[j] = max(max(maxima[j], one[j]), max(two[j], three[j]))
+        start += 3 * num_groups
+    while start < len(scores):
+        one = scores[start : start + num_groups]
+        for j in range(len(one)):
+            maxima[j] = max(maxima[j], one[j])
+        start += num_groups
     highest = _LOWEST
     for j in range(num_groups):
         highest = max(highest, maxima[j])
@@ -154,6 +160,67 @@ def _columns_above(
 
 
 @compiled
+def _bound(values: NDArray[np.float32], k: int) -> np.float32:
+    """A number that at least k of the values reach, close below the k-th largest; -inf where only
+    so many are above -inf.
+
+    By bisection: counting is a vector instruction, and a quickselect is a branch nobody foresees
+    for every value: ten times as slow.
+    """
+    high: np.float32 = values.max()
+    low = high
+    for j in range(len(values)):
+        low = min(low, values[j] if values[j] > _LOWEST else low)
+    if _count_from(values, low) < k:
+        return _LOWEST
+    for _ in range(_HALVINGS):
+        middle = low + (high - low) / np.float32(2)
+        if _count_from(values, middle) >= k:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+@compiled
+def _count_from(values: NDArray[np.float32], least: np.float32) -> int:
+    count = 0
+    for j in range(len(values)):
+        count += values[j] >= least
+    return count
+
+
+@compiled
+def _drop_worst(keys: Keys, k: int) -> int:
+    """Move at least the k least keys to the front; returns how many were moved, at most 3 k / 2."""
+    low, high = keys.min(), keys.max()
+    for _ in range(_HALVINGS):
+        middle = (low & high) + ((low ^ high) >> 1)  # the mean, which cannot overflow
+        if _count_to(keys, middle) >= k:
+            high = middle
+        else:
+            low = middle
+    if 2 * _count_to(keys, high) > 3 * k:
+        # Scores far apart, or nearly all the same.
+        _select(keys, k - 1)
+        return k
+    count = 0
+    for x in range(len(keys)):
+        key = keys[x]
+        keys[count] = key
+        count += key <= high
+    return count
+
+
+@compiled
+def _count_to(keys: Keys, greatest: np.int64) -> int:
+    count = 0
+    for x in range(len(keys)):
+        count += keys[x] <= greatest
+    return count
+
+
+@compiled
 def _leave_out(
     seen: NDArray[np.int64],
     first_item: int,
@@ -162,10 +229,8 @@ def _leave_out(
     maxima: NDArray[np.float32],
 ) -> None:
     """Make the maxima of groups that a seen item leads anew, without the seen items."""
-    for s in range(_first_from(seen, first_item), len(seen)):
-        c = seen[s] - first_item
-        if c >= len(scores):
-            break
+    for item in seen:
+        c = item - first_item
         j = c % num_groups
         if scores[c] < maxima[j]:
             continue
@@ -174,6 +239,12 @@ def _leave_out(
             if scores[other] > best and not _holds(seen, first_item + other):
                 best = scores[other]
         maxima[j] = best
+
+
+@compiled
+def _part(ascending: NDArray[np.int64], first: int, length: int) -> NDArray[np.int64]:
+    """The numbers from `first` to first + length - 1."""
+    return ascending[_first_from(ascending, first) : _first_from(ascending, first + length)]
 
 
 @compiled
