@@ -322,3 +322,101 @@ def test_read_refuses_files_that_do_not_belong_together(
     pq.write_table(change(table), folder / "log.parquet")
     with pytest.raises(LogError, match=message):
         Interactions.read(folder)
+
+
+# Attributes travel with their rows.
+
+
+def with_attributes(rows: list[Row]) -> Interactions:
+    """Two attributes that say which row it is: one by value, one with missing values."""
+    tags = [f"{segment}/{time}/{user}/{item}" for segment, time, user, item, _ in rows]
+    odd = [None if item % 2 == 0 else "odd" for _, _, _, item, _ in rows]
+    return make(rows, attributes={"tag": np.array(tags, dtype=object), "odd": odd})
+
+
+def check_attributes(log: Interactions, renamed: dict[int, int] | None = None) -> None:
+    for row, tag, odd in zip(
+        rows_of(log), log.attributes["tag"], log.attributes["odd"], strict=True
+    ):
+        segment, time, user, item, _ = row
+        if renamed is not None:
+            segment = renamed[segment]
+        assert tag.split("/")[1:] == [str(time), str(user), str(item)]
+        assert int(tag.split("/")[0]) == segment
+        assert odd == ("odd" if item % 2 else "(none)")
+
+
+@given(ROWS, ROWS, st.data())
+def test_attributes_travel_with_their_rows(rows: list[Row], more: list[Row], data: Any) -> None:
+    log = with_attributes(rows)
+    check_attributes(log)
+    mask = data.draw(st.lists(st.booleans(), min_size=len(rows), max_size=len(rows)))
+    check_attributes(log.select(np.array(mask, bool)))
+    check_attributes(log.only("fr"), {0: 2})
+    check_attributes(log.joined(with_attributes(more)))
+    moved, _ = log.onto(IdMap(["ann", "bob", "cid", "new"]), IdMap([10, 20, 30, 40]))
+    check_attributes(moved)
+    few, _ = log.onto(IdMap(["ann"]), IdMap([10, 20, 30, 40]))
+    check_attributes(few)
+    pooled = log.pooled()
+    # Rows that agree in time, user and item may have come from any segment.
+    assert sorted(pooled.attributes["tag"]) == sorted(log.attributes["tag"])
+    for row, tag in zip(rows_of(pooled), pooled.attributes["tag"], strict=True):
+        assert tag.split("/")[1:] == [str(row[1]), str(row[2]), str(row[3])]
+
+
+def test_attributes_that_do_not_fit_are_refused() -> None:
+    rows = [(0, 1, 0, 0, 1.0), (0, 2, 0, 1, 1.0)]
+    with pytest.raises(ValueError, match="'device' must have 2 values, got 1"):
+        make(rows, attributes={"device": ["tv"]})
+    one, none = make(rows, attributes={"device": ["tv", "tv"]}), make(rows)
+    with pytest.raises(ValueError, match=r"same attributes, got \['device'\] and \[\]"):
+        one.joined(none)
+
+
+def test_attributes_come_from_files_through_the_laid_out_log(tmp_path: Path) -> None:
+    start = 1_700_000_000
+    table = pa.table(
+        {
+            "user_id": ["u1", "u2", "u1", "u1"],
+            "item_id": [1, 1, 2, 2],
+            "timestamp": [start + 3, start + 1, start + 2, start + 2],
+            "segment": ["de", "de", "fr", "fr"],
+            'the "device"': pa.array(["tv", None, "web", "app"]).dictionary_encode(),
+            "age": [30, 40, 50, 50],
+            "is_new": [True, False, None, None],
+            "not asked for": [1, 2, 3, 4],
+        }
+    )
+    contract = LogContract(time_unit="s", attributes=("is_new", 'the "device"', "age"))
+    logs = []
+    for name, rows in (("a", [0, 1, 2, 3]), ("b", [3, 2, 1, 0])):
+        pq.write_table(table.take(rows), tmp_path / f"{name}.parquet")
+        prepare_log([tmp_path / f"{name}.parquet"], tmp_path / name, contract)
+        logs.append(Interactions.read(tmp_path / name))
+    for log in logs:
+        # Of the two rows of u1 and item 2 the one least by its attributes stays.
+        assert {name: list(values) for name, values in log.attributes.items()} == {
+            "is_new": ["false", "true", "(none)"],
+            'the "device"': ["(none)", "tv", "app"],
+            "age": ["40", "30", "50"],
+        }
+    again = prepare_log([tmp_path / "a.parquet"], tmp_path / "a", LogContract(time_unit="s"))
+    assert again.contract.attributes == () and not Interactions.read(tmp_path / "a").attributes
+
+
+def test_a_missing_or_odd_attribute_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    columns = {"user_id": ["u"], "item_id": [1], "timestamp": [1_700_000_000], "segment": ["s"]}
+    pq.write_table(pa.table({**columns, "devcie": ["tv"], "price": [1.5]}), path)
+    for attribute, message in (
+        ("device", "'device', an attribute: expected once, got 0 times; did you mean 'devcie'"),
+        ("price", "column 'price': expected a string, an integer or a boolean, got double"),
+    ):
+        with pytest.raises(LogError, match=message):
+            prepare_log(
+                [path], tmp_path / "out", LogContract(time_unit="s", attributes=(attribute,))
+            )
+    for wrong in (("segment",), ("a", "a"), ("",)):
+        with pytest.raises(ValueError, match="attributes must be different names of columns"):
+            LogContract(attributes=wrong)

@@ -10,10 +10,12 @@
 
 A weight counts in training, against the mean weight of its segment; evaluation ignores it.
 
-A string may be stored as a dictionary of strings. Other columns are ignored. All files
-of a log must agree in this.
+A string may be stored as a dictionary of strings. Other columns are ignored, but for those that
+the contract names as attributes: strings, integers or booleans, kept as strings, a null as
+"(none)". All files of a log must agree in this.
 """
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,8 @@ Duplicates = Literal["first", "exact"]
 
 REQUIRED = ("user_id", "item_id", "timestamp", "segment")
 OPTIONAL = ("label", "weight")
+NO_VALUE = "(none)"
+"""What an attribute of a row is that has none."""
 
 PER_SECOND: dict[str, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 EARLIEST = 631_152_000
@@ -54,6 +58,8 @@ class LogContract:
     rows."""
     max_quarantined: float = 0.01
     """Share of the rows read, 0 to 1, that may break the contract; above it the run stops."""
+    attributes: tuple[str, ...] = ()
+    """Names of further columns that are kept: what results can be sliced by."""
 
     def __post_init__(self) -> None:
         if self.time_unit not in (None, *PER_SECOND):
@@ -66,6 +72,12 @@ class LogContract:
             raise ValueError(f"min_label must be a finite number or None, got {self.min_label}")
         if not 0 <= self.max_quarantined <= 1:
             raise ValueError(f"max_quarantined must be in 0..1, got {self.max_quarantined}")
+        own = {"", *REQUIRED, *OPTIONAL}
+        if own & {*self.attributes} or len({*self.attributes}) < len(self.attributes):
+            raise ValueError(
+                "attributes must be different names of columns beside "
+                f"{', '.join((*REQUIRED, *OPTIONAL))}, got {list(self.attributes)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -132,7 +144,7 @@ def _check_file(path: Path, contract: LogContract, now: float) -> LogFile:
         raise LogError(f"{path}: not a whole Parquet file: {error}") from error
     problems = _name_problems(schema.names, contract)
     kinds = {}
-    for name in (*REQUIRED, *OPTIONAL):
+    for name in (*REQUIRED, *OPTIONAL, *contract.attributes):
         if schema.names.count(name) == 1:
             try:
                 kinds[name] = _kind(name, schema.field(name).type)
@@ -160,6 +172,13 @@ def _name_problems(names: Sequence[str], contract: LogContract) -> list[str]:
             found = ", ".join(map(repr, names))
             reason = " (min_label is set)" if name == "label" else ""
             problems.append(f"column {name!r}: missing{reason}; got {found}")
+    for name in contract.attributes:
+        if names.count(name) != 1:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near and name not in names else ""
+            problems.append(
+                f"column {name!r}, an attribute: expected once, got {names.count(name)} times{hint}"
+            )
     return problems
 
 
@@ -171,6 +190,10 @@ def _kind(name: str, found: pa.DataType) -> str:
     elif name in ("user_id", "item_id"):
         wanted = "a string or an integer"
         kind = "string" if string else "integer" if pa.types.is_integer(found) else None
+    elif name not in (*REQUIRED, *OPTIONAL):
+        wanted = "a string, an integer or a boolean"
+        kind = "string" if string else "integer" if pa.types.is_integer(found) else None
+        kind = "boolean" if pa.types.is_boolean(found) else kind
     elif name == "timestamp":
         wanted = "a timestamp or an integer"
         kind = "integer" if pa.types.is_integer(found) else None
@@ -218,6 +241,6 @@ def _disagreements(file: LogFile, first: LogFile) -> list[str]:
     return [
         f"{file.path}: column {name!r}: expected {first.kinds.get(name, 'no such column')} as in "
         f"{first.path}, got {file.kinds.get(name, 'no such column')}"
-        for name in (*REQUIRED, *OPTIONAL)
+        for name in dict.fromkeys((*REQUIRED, *OPTIONAL, *file.kinds))
         if file.kinds.get(name) != first.kinds.get(name)
     ]

@@ -43,7 +43,7 @@ def prepare_log(
 ) -> LogSummary:
     """Check a log, drop duplicates and lay it out by segment and time in `folder`.
 
-    Writes log.parquet (sorted by segment, timestamp, user_id, item_id, label, weight),
+    Writes log.parquet (sorted by segment, timestamp, user_id, item_id, label, weight, attributes),
     user_ids.parquet and item_ids.parquet (the distinct ids, ascending), quarantine.parquet (rows
     that break the contract: file, row, column, reason, value) and, last, summary.json, whose
     presence says that all is complete. Neither the order of files nor that of rows changes a byte
@@ -150,7 +150,10 @@ def _stage(
 
 def _schema(file: LogFile, time: pa.DataType) -> pa.Schema:
     kinds = {"string": pa.large_string(), "integer": pa.int64(), "number": pa.float64()}
-    types = {name: kinds.get(file.kinds[name]) for name in file.columns}
+    types = {
+        name: kinds.get(file.kinds[name]) if name in SORT_KEYS else pa.large_string()
+        for name in file.columns
+    }
     return pa.schema({**types, "timestamp": time})
 
 
@@ -183,14 +186,21 @@ def _sorting(columns: Sequence[str], contract: LogContract, work: Path) -> str:
     keys = ["segment", "user_id", "item_id"]
     if contract.duplicates == "exact":
         keys.append("timestamp")
-    rest = [name for name in SORT_KEYS if name in columns and name not in keys]
+    ordered = [name for name in (*SORT_KEYS, *contract.attributes) if name in columns]
+    rest = [name for name in ordered if name not in keys]
     # The least of a struct is least by its first field, then by its second: the earliest row.
-    least = f", unnest(min({{{', '.join(f'{name}: {name}' for name in rest)}}}))" if rest else ""
+    fields = ", ".join(f"{_quoted(name)}: {_quoted(name)}" for name in rest)
+    least = f", unnest(min({{{fields}}}))" if rest else ""
     grouped = (
         f"select {', '.join(keys)}{least} from {_parquet(work / STAGED)} group by {', '.join(keys)}"
     )
-    order = ", ".join(name for name in SORT_KEYS if name in columns)
-    return f"select {', '.join(columns)} from ({grouped}) order by {order}"
+    names, order = (", ".join(map(_quoted, each)) for each in (columns, ordered))
+    return f"select {names} from ({grouped}) order by {order}"
+
+
+def _quoted(name: str) -> str:
+    """Return the name of a column as SQL writes it, whatever characters are in it."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _parquet(path: Path) -> str:

@@ -1,13 +1,16 @@
 """This file is the interaction log in memory: arrays of rows, laid out by segment and time."""
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from pandas.api.types import union_categoricals
 
+from reclora.interactions.contract import NO_VALUE
 from reclora.interactions.ids import IdMap
 from reclora.interactions.stored import read_log
 
@@ -46,9 +49,12 @@ class Interactions:
     """n times in microseconds since 1970-01-01 UTC, ascending inside a segment."""
     weights: NDArray[np.float32] | None = None
     """n weights, or None where the log has none."""
+    attributes: Mapping[str, pd.Categorical] = field(default_factory=dict)
+    """Further columns of the log, n strings each: what results can be sliced by."""
 
     def __post_init__(self) -> None:
         _check_columns(self)
+        _check_attributes(self.attributes, len(self.timestamps))
         _check_offsets(self)
         _check_rows("user_rows", self.user_rows, len(self.users))
         _check_rows("item_rows", self.item_rows, len(self.items))
@@ -70,6 +76,7 @@ class Interactions:
         item_rows: ArrayLike,
         timestamps: ArrayLike,
         weights: ArrayLike | None = None,
+        attributes: Mapping[str, ArrayLike | pd.Categorical] | None = None,
     ) -> "Interactions":
         """Sort n rows, given in any order, by (segment, timestamp, user row, item row, weight).
 
@@ -80,6 +87,7 @@ class Interactions:
             user_rows, item_rows: n rows of `users` and of `items`.
             timestamps: n integers, microseconds since 1970-01-01 UTC.
             weights: n numbers, or None.
+            attributes: n values each, kept as strings; a missing one as "(none)".
 
         Raises:
             IndexError: a row or code is out of range; names the column and the position.
@@ -107,6 +115,8 @@ class Interactions:
                 raise ValueError(f"weights must be of shape {codes.shape}, got {weights.shape}")
             keys.append(weights)
         order = np.lexsort(keys[::-1])
+        further = {name: _categorical(values) for name, values in (attributes or {}).items()}
+        _check_attributes(further, len(codes))
         return cls(
             users,
             items,
@@ -114,6 +124,7 @@ class Interactions:
             _offsets(codes, len(segment_names)),
             **{name: column[order] for name, column in columns.items()},
             weights=None if weights is None else weights[order],
+            attributes={name: values[order] for name, values in further.items()},
         )
 
     @classmethod
@@ -176,6 +187,7 @@ class Interactions:
             self.item_rows[positions],
             self.timestamps[positions],
             None if self.weights is None else self.weights[positions],
+            self._attributes_of(positions),
         )
 
     def only(self, name: str) -> "Interactions":
@@ -200,6 +212,7 @@ class Interactions:
             self.item_rows[rows],
             self.timestamps[rows],
             None if self.weights is None else self.weights[rows],
+            self._attributes_of(rows),
         )
 
     def pooled(self, name: str = "pooled") -> "Interactions":
@@ -213,19 +226,25 @@ class Interactions:
             item_rows=self.item_rows,
             timestamps=self.timestamps,
             weights=self.weights,
+            attributes=self.attributes,
         )
 
     def joined(self, other: "Interactions") -> "Interactions":
         """Return the rows of both logs, which are on the same id maps and segments.
 
         Raises:
-            ValueError: they are not, or only one has weights.
+            ValueError: they are not, only one has weights, or their attributes are other ones.
         """
         mine, its = (self.users, self.items), (other.users, other.items)
         if mine != its or self.segment_names != other.segment_names:
             raise ValueError(f"{self!r} and {other!r} must be on the same id maps and segments")
         if (self.weights is None) != (other.weights is None):
             raise ValueError("logs to join must both have weights or both have none")
+        if self.attributes.keys() != other.attributes.keys():
+            raise ValueError(
+                "logs to join must have the same attributes, got "
+                f"{[*self.attributes]} and {[*other.attributes]}"
+            )
         weights = None
         if self.weights is not None and other.weights is not None:
             weights = np.concatenate([self.weights, other.weights])
@@ -238,6 +257,10 @@ class Interactions:
             item_rows=np.concatenate([self.item_rows, other.item_rows]),
             timestamps=np.concatenate([self.timestamps, other.timestamps]),
             weights=weights,
+            attributes={
+                name: union_categoricals([values, other.attributes[name]], sort_categories=True)
+                for name, values in self.attributes.items()
+            },
         )
 
     def onto(self, users: IdMap, items: IdMap) -> tuple["Interactions", UnknownCounts]:
@@ -260,12 +283,16 @@ class Interactions:
             item_rows=item_rows[known],
             timestamps=self.timestamps[known],
             weights=None if self.weights is None else self.weights[known],
+            attributes=self._attributes_of(known),
         )
         return log, UnknownCounts(
             users=np.unique(self.user_rows[user_rows < 0]).size,
             items=np.unique(self.item_rows[item_rows < 0]).size,
             rows=int(np.count_nonzero(~known)),
         )
+
+    def _attributes_of(self, rows: Rows | NDArray[np.bool_] | slice) -> dict[str, pd.Categorical]:
+        return {name: values[rows] for name, values in self.attributes.items()}
 
     def _positions(self, chosen: NDArray[np.bool_] | Rows) -> Rows:
         if chosen.dtype == np.bool_:
@@ -297,6 +324,23 @@ def _check_rows(name: str, rows: Rows, count: int) -> None:
         raise IndexError(
             f"{name} must be in 0..{count - 1}, got {rows[wrong[0]]} at position {wrong[0]}"
         )
+
+
+def _categorical(values: ArrayLike | pd.Categorical) -> pd.Categorical:
+    if isinstance(values, pd.Categorical):
+        return values
+    column = pd.Series(values, dtype=object)
+    strings = column.where(column.notna(), NO_VALUE).astype("str")
+    found: pd.Categorical = pd.Categorical(strings.array)
+    return found
+
+
+def _check_attributes(attributes: Mapping[str, pd.Categorical], length: int) -> None:
+    for name, values in attributes.items():
+        if len(values) != length:
+            raise ValueError(f"attribute {name!r} must have {length} values, got {len(values)}")
+        if (values.codes < 0).any():
+            raise ValueError(f"attribute {name!r} must have no missing value; {NO_VALUE!r} is one")
 
 
 def _check_columns(log: Interactions) -> None:

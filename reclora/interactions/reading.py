@@ -14,7 +14,10 @@ from numpy.typing import NDArray
 
 from reclora.interactions.contract import (
     EARLIEST,
+    NO_VALUE,
+    OPTIONAL,
     PER_SECOND,
+    REQUIRED,
     TOLERANCE,
     LogError,
     LogFile,
@@ -145,7 +148,7 @@ def read_rows(
 
     Their columns: user_id and item_id (`large_string` or `int64`), timestamp (`int64`, microseconds
     since 1970-01-01 UTC), segment (`large_string`), label and weight (`float64`) where the file has
-    them. At no time more than a batch is held.
+    them, attributes (`large_string`). At no time more than a batch is held.
 
     Args:
         file: a file that `check_files` passed.
@@ -186,6 +189,8 @@ def _decoded(stored: pa.RecordBatch) -> pa.RecordBatch:
     for name, column in zip(stored.schema.names, stored.columns, strict=True):
         if name in ("label", "weight"):
             column = column.cast(pa.float64(), safe=False)
+        elif name not in (*REQUIRED, *OPTIONAL):
+            column = column.cast(pa.large_string()).fill_null(NO_VALUE)
         elif pa.types.is_timestamp(column.type):
             column = column.cast(pa.int64())
         elif not pa.types.is_integer(column.type):
@@ -212,7 +217,8 @@ def _faults(batch: pa.RecordBatch, name: str, file: LogFile, now: float) -> Iter
         beyond = pc.greater(column, pa.scalar(2**63 - 1, pa.uint64()))
         yield Fault(name, f"{name} is above 2**63 - 1", _mask(beyond))
     else:
-        yield Fault(name, f"{name} is empty", _mask(pc.equal(pc.binary_length(column), 0)))
+        if name in REQUIRED:
+            yield Fault(name, f"{name} is empty", _mask(pc.equal(pc.binary_length(column), 0)))
         yield Fault(name, f"{name} is not UTF-8", _not_utf8(column))
 
 

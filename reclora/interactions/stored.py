@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from reclora.interactions.contract import LogError
+from reclora.interactions.contract import OPTIONAL, REQUIRED, LogError
 from reclora.interactions.ids import IdMap
 from reclora.interactions.layout import GROUP_ROWS, ITEM_IDS, LOG, USER_IDS
 from reclora.interactions.summary import LogSummary
@@ -49,6 +50,9 @@ def _read_arrays(path: Path, summary: LogSummary, users: IdMap, items: IdMap) ->
     with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False) as file:
         _check_count(path.name, "rows", file.metadata.num_rows, summary.rows_kept)
         columns = [name for name in file.schema_arrow.names if name != "label"]
+        attributes: dict[str, list[pa.Array]] = {
+            name: [] for name in columns if name not in (*REQUIRED, *OPTIONAL)
+        }
         if "weight" in columns:
             weights = np.empty(summary.rows_kept, np.float32)
         start = 0
@@ -61,6 +65,8 @@ def _read_arrays(path: Path, summary: LogSummary, users: IdMap, items: IdMap) ->
             timestamps[rows] = batch["timestamp"].cast(pa.int64())
             if weights is not None:
                 weights[rows] = batch["weight"]
+            for name, parts in attributes.items():
+                parts.append(batch[name].dictionary_encode())
             start += batch.num_rows
     _check_count(path.name, "readable rows", start, summary.rows_kept)
     return {
@@ -69,7 +75,21 @@ def _read_arrays(path: Path, summary: LogSummary, users: IdMap, items: IdMap) ->
         "item_rows": item_rows,
         "timestamps": timestamps,
         "weights": weights,
+        "attributes": {name: _categories(parts) for name, parts in attributes.items()},
     }
+
+
+def _categories(parts: list[pa.Array]) -> pd.Categorical:
+    """One categorical of the strings of some batches, its categories ascending."""
+    names = [part.dictionary.to_pylist() for part in parts]
+    distinct = sorted(set().union(*names))
+    place = {name: code for code, name in enumerate(distinct)}
+    codes = [
+        np.array([place[name] for name in own], np.int64)[part.indices.to_numpy()]
+        for own, part in zip(names, parts, strict=True)
+    ]
+    whole = np.concatenate([np.empty(0, np.int64), *codes])
+    return pd.Categorical.from_codes(whole, pd.Index(distinct, dtype="str"))
 
 
 def _rows_of(ids: IdMap, batch: pa.RecordBatch, column: str, start: int) -> NDArray[np.int64]:

@@ -52,7 +52,9 @@ class LogSummary:
                     f"expected a log summary of format {FORMAT}, got {version}; lay the log out "
                     "again, or install the reclora that wrote it"
                 )
-            return cls(**{**fields, "contract": LogContract(**fields["contract"])})
+            contract = fields["contract"]
+            contract["attributes"] = tuple(contract.get("attributes", ()))
+            return cls(**{**fields, "contract": LogContract(**contract)})
         except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise LogError(f"not a log summary: {error}") from error
 
