@@ -36,7 +36,125 @@ def ndcg(ranked: Sequence[int], relevant: Collection[int], k: int) -> float:
     return gain / ideal
 
 
-METRICS = {"recall": recall, "capped_recall": capped_recall, "ndcg": ndcg}
+def precision(ranked: Sequence[int], relevant: Collection[int], k: int) -> float:
+    return sum(1 for item in ranked[:k] if item in relevant) / k
+
+
+def hit_rate(ranked: Sequence[int], relevant: Collection[int], k: int) -> float:
+    for item in ranked[:k]:
+        if item in relevant:
+            return 1.0
+    return 0.0
+
+
+def mrr(ranked: Sequence[int], relevant: Collection[int], k: int) -> float:
+    for place, item in enumerate(ranked[:k], start=1):
+        if item in relevant:
+            return 1 / place
+    return 0.0
+
+
+def average_precision(ranked: Sequence[int], relevant: Collection[int], k: int) -> float:
+    total = 0.0
+    for place, item in enumerate(ranked[:k], start=1):
+        if item in relevant:
+            total += precision(ranked, relevant, place)
+    return total / len(relevant)
+
+
+METRICS = {
+    "recall": recall,
+    "capped_recall": capped_recall,
+    "precision": precision,
+    "hit_rate": hit_rate,
+    "ndcg": ndcg,
+    "mrr": mrr,
+    "map": average_precision,
+}
+
+
+# What lists are like. A list is a sequence of items, as long as it is.
+
+
+def novelty(ranked: Sequence[int], owners: Sequence[int], num_users: int, k: int) -> float:
+    bits = [-math.log2(max(owners[item], 1) / num_users) for item in ranked[:k]]
+    return sum(bits) / len(bits) if bits else math.nan
+
+
+def popularity(ranked: Sequence[int], owners: Sequence[int], num_users: int, k: int) -> float:
+    shares = [owners[item] / num_users for item in ranked[:k]]
+    return sum(shares) / len(shares) if shares else math.nan
+
+
+def cosine(x: Sequence[float], y: Sequence[float]) -> float:
+    if not any(x) or not any(y):
+        return 0.0
+    dot = sum(a * b for a, b in zip(x, y, strict=True))
+    return dot / math.sqrt(sum(a * a for a in x) * sum(b * b for b in y))
+
+
+def diversity(ranked: Sequence[int], features: Sequence[Sequence[float]], k: int) -> float:
+    shown = ranked[:k]
+    distances = []
+    for a in range(len(shown)):
+        for b in range(a + 1, len(shown)):
+            distances.append(1 - cosine(features[shown[a]], features[shown[b]]))
+    return sum(distances) / len(distances) if distances else math.nan
+
+
+def overlap(ranked: Sequence[int], other: Sequence[int], k: int) -> float:
+    longer = max(len(ranked[:k]), len(other[:k]))
+    return len(set(ranked[:k]) & set(other[:k])) / longer if longer else math.nan
+
+
+def coverage(lists: Sequence[Sequence[int]], num_candidates: int, k: int) -> float:
+    return len({item for ranked in lists for item in ranked[:k]}) / num_candidates
+
+
+def gini(lists: Sequence[Sequence[int]], num_candidates: int, k: int) -> float:
+    """Half the mean absolute difference of all pairs, over the mean."""
+    counts = Counter(item for ranked in lists for item in ranked[:k])
+    shown = [counts[item] for item in counts] + [0] * (num_candidates - len(counts))
+    total = sum(shown)
+    if not total:
+        return math.nan
+    differences = sum(abs(x - y) for x in shown for y in shown)
+    return differences / (2 * num_candidates * total)
+
+
+# Labels.
+
+
+def auc(labels: Sequence[int], scores: Sequence[float]) -> float:
+    wins = pairs = 0.0
+    for positive, high in zip(labels, scores, strict=True):
+        for negative, low in zip(labels, scores, strict=True):
+            if positive and not negative:
+                pairs += 1
+                wins += 1.0 if high > low else 0.5 if high == low else 0.0
+    return wins / pairs if pairs else math.nan
+
+
+def log_loss(labels: Sequence[int], probabilities: Sequence[float]) -> float:
+    total = 0.0
+    for label, p in zip(labels, probabilities, strict=True):
+        p = min(max(p, 2.0**-52), 1 - 2.0**-52)
+        total -= math.log(p) if label else math.log(1 - p)
+    return total / len(labels)
+
+
+def calibration_error(labels: Sequence[int], probabilities: Sequence[float]) -> float:
+    total = 0.0
+    for b in range(15):
+        inside = [
+            (label, p)
+            for label, p in zip(labels, probabilities, strict=True)
+            if (p > b / 15 or (b == 0 and p == 0)) and p <= (b + 1) / 15
+        ]
+        if inside:
+            share = sum(label for label, _ in inside) / len(inside)
+            total += abs(share - sum(p for _, p in inside) / len(inside)) * len(inside)
+    return total / len(labels)
 
 
 # Ranking.

@@ -147,8 +147,8 @@ def _pair(results: pd.DataFrame, model: str, baseline: str) -> tuple[Values, NDA
     # What is taken from both sides changes no difference, but lets equal sides cancel out.
     columns_UC = _without_dust(np.concatenate([own, other], axis=1) - means[:, 1:])
     split = len(seeds[0])
-    sides = slice(0, split), slice(split, columns_UC.shape[1])
-    return Values(segments_U, columns_UC, sides, (1, -1)), means
+    both = slice(0, split), slice(split, columns_UC.shape[1])
+    return Values(segments_U, columns_UC, both, (1, -1)), means
 
 
 def _without_dust(differences: NDArray[np.float64]) -> NDArray[np.float64]:
