@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reclora.interactions import LogError, LogSummary, prepare_log
+from reclora.interactions import IdMap, Interactions, LogError, LogSummary, prepare_log
+from reclora.interactions.layout import ITEM_IDS, USER_IDS
+from reclora.splits import WINDOWS, Windows, split
 
 from .progress import step
 from .run import RunSettings, files_of
@@ -16,24 +21,32 @@ from .run import RunSettings, files_of
 def prepare(settings: RunSettings) -> LogSummary:
     """Lay out the run's log in `settings.log_folder`; what is there of the same input is reused.
 
+    Windows that are given as files are laid out each in a folder of its own in there.
+
     Raises:
         LogError: the log breaks its contract (files, columns and rows are named), or no row is
             left.
         FileNotFoundError: a log file is not there.
     """
-    with step("checking and sorting the log") as progress:
-        summary = prepare_log(
-            files_of(settings.log.files),
-            settings.log_folder,
-            settings.log.contract,
-            memory_limit=settings.log.memory_limit,
-            progress=progress,
-        )
-    print(f"the log: {describe(summary)}", file=sys.stderr)
-    if summary.rows_kept == 0:
-        raise LogError(f"no row of the log is left: {describe(summary)}")
-    if settings.log.contract.min_label is None and _has_negatives(
-        settings.log_folder / "log.parquet"
+    parts = _parts(settings)
+    summaries = []
+    for name, (patterns, folder) in parts.items():
+        with step(f"checking and sorting {name}") as progress:
+            summaries.append(
+                prepare_log(
+                    files_of(patterns),
+                    folder,
+                    settings.log.contract,
+                    memory_limit=settings.log.memory_limit,
+                    progress=progress,
+                )
+            )
+        print(f"{name}: {describe(summaries[-1])}", file=sys.stderr)
+        if summaries[-1].rows_kept == 0:
+            raise LogError(f"no row of {name} is left: {describe(summaries[-1])}")
+    summary = summaries[0] if len(summaries) == 1 else _together(summaries, parts)
+    if settings.log.contract.min_label is None and any(
+        _has_negatives(folder / "log.parquet") for _, folder in parts.values()
     ):
         print(
             "the log has labels of 0 or less, and they count as interactions like all others; set "
@@ -41,6 +54,58 @@ def prepare(settings: RunSettings) -> LogSummary:
             file=sys.stderr,
         )
     return summary
+
+
+def windows_of(settings: RunSettings) -> Windows:
+    """The windows of the log that `prepare` laid out: cut, or as they were given.
+
+    Raises:
+        LeakageError: rows of given windows are where they should not be; they are named.
+        ValueError: a window has no rows.
+    """
+    logs = [Interactions.read(folder) for _, folder in _parts(settings).values()]
+    if settings.log.windows is None:
+        return split(logs[0], settings.split)
+    pretrain, train, validation, test = logs
+    return Windows.of(pretrain, train, validation, test, by=settings.split.by)
+
+
+def _parts(settings: RunSettings) -> dict[str, tuple[Sequence[Path], Path]]:
+    """The logs to lay out: what each is called, its files, its folder."""
+    if settings.log.windows is None:
+        return {"the log": (settings.log.files, settings.log_folder)}
+    return {
+        f"the {name} window": (getattr(settings.log.windows, name), settings.log_folder / name)
+        for name in WINDOWS
+    }
+
+
+def _together(
+    summaries: Sequence[LogSummary], parts: Mapping[str, tuple[Sequence[Path], Path]]
+) -> LogSummary:
+    """One summary of several logs."""
+    quarantined, segments = Counter[str](), Counter[str]()
+    for summary in summaries:
+        quarantined.update(summary.quarantined)
+        segments.update(summary.segments)
+    ids = [
+        IdMap.of(pa.concat_arrays([IdMap.read(folder / name).ids for _, folder in parts.values()]))
+        for name in (USER_IDS, ITEM_IDS)
+    ]
+    return LogSummary(
+        contract=summaries[0].contract,
+        rows_read=sum(s.rows_read for s in summaries),
+        rows_kept=sum(s.rows_kept for s in summaries),
+        quarantined=dict(quarantined),
+        duplicates=sum(s.duplicates for s in summaries),
+        below_min_label=sum(s.below_min_label for s in summaries),
+        users=len(ids[0]),
+        items=len(ids[1]),
+        segments=dict(sorted(segments.items())),
+        first=min(s.first for s in summaries),
+        last=max(s.last for s in summaries),
+        inputs={path: digest for s in summaries for path, digest in s.inputs.items()},
+    )
 
 
 def describe(summary: LogSummary) -> str:

@@ -24,9 +24,10 @@ from reclora.evaluation import EvaluationConfig, HeldOut, RankingJudge, hold_out
 from reclora.files import sha256_of
 from reclora.interactions import IdMap, Interactions
 from reclora.interchange import import_base
-from reclora.splits import SplitBy, Windows, cut, split
+from reclora.splits import SplitBy, Windows, cut
 from reclora.training import train
 
+from .prepare import windows_of
 from .progress import step
 from .run import BaseSettings, RunSettings, digest
 from .settings import SettingsError, resolved
@@ -67,7 +68,7 @@ def pretrain(settings: RunSettings, inputs: Mapping[str, str]) -> BaseModel:
         )
         base.save(folder, {"made_from": made_from, "by": "import"})
     else:
-        window = split(Interactions.read(settings.log_folder), settings.split).pretrain
+        window = windows_of(settings).pretrain
         base, epochs = train_base(window, settings.base, settings.split.by)
         about = {"made_from": made_from, "by": "pretrain", "epochs": epochs, "inputs": dict(inputs)}
         about["last_moment"] = int(window.timestamps.max())
@@ -88,10 +89,11 @@ def check_earlier(settings: RunSettings, whole: Windows) -> None:
     first = int(whole.train.timestamps.min())
     if last is None:
         return
-    if settings.split.by == "user_time":
+    if settings.split.by != "global_time":
         raise SettingsError(
-            f"{settings.base.saved} was pretrained by reclora, and with split.by = 'user_time' its "
-            f"rows cannot be told from this run's: use 'global_time', or pretrain anew"
+            f"{settings.base.saved} was pretrained by reclora, and with split.by = "
+            f"{settings.split.by!r} its rows cannot be told from this run's: use 'global_time', or "
+            "pretrain anew"
         )
     if last >= first:
         until, begin = (np.datetime64(moment, "us") for moment in (last, first))

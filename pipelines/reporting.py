@@ -219,10 +219,15 @@ def _notes(settings: RunSettings, measured: Measured) -> list[str]:
     edges = _at_the_edge(settings.search, measured.searches)
     if edges:
         notes.append(f"Chosen at the edge of the grid, so a wider one may do better: {edges}.")
-    if settings.split.by == "user_time":
+    if settings.split.by != "global_time":
         notes.append(
             "The split is by each user's own time: a user's future never trains that user, but "
             "other users' later interactions may have."
+        )
+    if settings.split.k_core:
+        notes.append(
+            f"Only the {settings.split.k_core}-core of the log was used, counted over the whole of "
+            "it: users and items were kept by what comes later, which flatters every model."
         )
     return notes
 

@@ -21,12 +21,12 @@ from reclora.files import write_parquet
 from reclora.interactions import Interactions, LogSummary
 from reclora.popularity import popularity
 from reclora.ranking import Scorer
-from reclora.splits import WINDOWS, Windows, split
+from reclora.splits import WINDOWS, Windows
 from reclora.store import AdapterStore, BaseMismatch, Release
 from reclora.training import train
 
 from .contenders import POOLED, Ground, choose, contenders, rungs_of, train_contender
-from .prepare import prepare
+from .prepare import prepare, windows_of
 from .pretrain import check_earlier, hold_out_some, pretrain
 from .progress import step
 from .reporting import BASE, POPULARITY_ALL, POPULARITY_RECENT, Measured, write_run_report
@@ -60,12 +60,12 @@ def retrain(settings: RunSettings) -> Outcome:
     if folder.is_complete and is_published(settings, folder):
         return Outcome(folder, settings.store_folder, folder.summary()["release"], was_there=True)
     folder.begin()
-    whole = split(Interactions.read(settings.log_folder), settings.split)
+    whole = windows_of(settings)
     check_earlier(settings, whole)
     base, windows, unknown = onto_base(base, whole, settings)
     measured = measure(settings, base, windows, folder)
     write_parquet(folder.results, pa.Table.from_pandas(measured.results, preserve_index=False))
-    quality = data_quality(summary, unknown, measured.held_out)
+    quality = data_quality(summary, whole, unknown, measured.held_out)
     compared = write_run_report(settings, folder, measured, whole, windows, quality)
     write_parquet(folder.comparison, pa.Table.from_pandas(compared, preserve_index=False))
     release = publish(settings, measured)
@@ -242,8 +242,11 @@ def publish(settings: RunSettings, measured: Measured) -> Release | None:
     )
 
 
-def data_quality(summary: LogSummary, lost: dict[str, int], held_out: HeldOut) -> dict[str, int]:
+def data_quality(
+    summary: LogSummary, whole: Windows, lost: dict[str, int], held_out: HeldOut
+) -> dict[str, int]:
     """What was read and what was dropped on the way, in rows unless it says users."""
+    outside = summary.rows_kept - sum(len(getattr(whole, name)) for name in WINDOWS)
     quarantined = {f"quarantined: {reason}": n for reason, n in summary.quarantined.items()}
     unknown = {f"unknown to the base, {window} window": n for window, n in lost.items() if n}
     return {
@@ -252,6 +255,7 @@ def data_quality(summary: LogSummary, lost: dict[str, int], held_out: HeldOut) -
         "duplicates merged": summary.duplicates,
         "below the least label": summary.below_min_label,
         "rows kept": summary.rows_kept,
+        **({"of those outside the k-core": outside} if outside else {}),
         **unknown,
         "test users measured": held_out.num_users,
         "test users with nothing new to find": int(

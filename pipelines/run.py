@@ -23,14 +23,33 @@ from .settings import resolved
 
 
 @dataclass(frozen=True)
+class WindowFiles:
+    """A log that is cut already: the files of each window."""
+
+    pretrain: tuple[Path, ...]
+    train: tuple[Path, ...]
+    validation: tuple[Path, ...]
+    test: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
 class LogSettings:
     """Where the interaction log is and what is declared about it."""
 
-    files: tuple[Path, ...]
+    files: tuple[Path, ...] = ()
     """Parquet files with user_id, item_id, timestamp, segment, and optionally label and weight."""
+    windows: WindowFiles | None = None
+    """Instead of `files`: the files of each window. Then [split] cuts nothing; its `by` says what
+    may not come later: with `global_time` a moment, otherwise each user's own."""
     contract: LogContract = LogContract()
     memory_limit: str = "2GB"
     """What sorting the log may use."""
+
+    def __post_init__(self) -> None:
+        if bool(self.files) == (self.windows is not None):
+            raise ValueError(
+                "files and windows are two ways to give the log; give exactly one of them"
+            )
 
 
 @dataclass(frozen=True)
@@ -132,6 +151,8 @@ class RunSettings:
             raise ValueError(f"seeds must be different numbers, at least one, got {self.seeds}")
         if self.threads < 1:
             raise ValueError(f"threads must be at least 1, got {self.threads}")
+        if self.log.windows is not None and self.split.k_core:
+            raise ValueError("k_core is taken of one log before it is cut, not of log.windows")
         if not self.name or any(c in self.name for c in "/\\\0") or self.name.startswith("."):
             raise ValueError(f"name must be usable as part of a folder's name, got {self.name!r}")
 
@@ -155,7 +176,7 @@ def digest(*parts: object) -> str:
 
 def versions() -> dict[str, str]:
     """The packages that decide a run's numbers."""
-    names = ("reclora", "torch", "numpy", "scipy", "pandas", "pyarrow", "duckdb")
+    names = ("reclora", "torch", "numba", "numpy", "scipy", "pandas", "pyarrow", "duckdb")
     return {name: metadata.version(name) for name in names}
 
 
@@ -195,7 +216,7 @@ class RunFolder:
     ) -> None:
         self._settings, self._base, self._inputs = settings, base_fingerprint, dict(inputs)
         decides = resolved(settings) | {"folder": "", "runs": "", "author": "", "repeat": ""}
-        decides["log"] |= {"files": sorted(inputs.values()), "memory_limit": ""}
+        decides["log"] |= {"files": sorted(inputs.values()), "windows": "", "memory_limit": ""}
         self._commit = git_commit()
         self.id = f"{settings.name}-{digest(decides, base_fingerprint, versions(), self._commit)}"
         self.path = settings.runs / self.id

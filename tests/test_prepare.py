@@ -10,8 +10,9 @@ import pytest
 
 from reclora.files import write_parquet
 from reclora.interactions import Interactions, LogContract, LogError
-from reclora.pipelines.prepare import prepare
-from reclora.pipelines.run import RunSettings
+from reclora.pipelines.prepare import prepare, windows_of
+from reclora.pipelines.run import LogSettings, RunSettings, WindowFiles
+from reclora.splits import WINDOWS, LeakageError, SplitConfig
 from tests.small_runs import START, files_below, planted_log, random_log, small_settings
 
 
@@ -78,3 +79,57 @@ def test_labels_that_look_negative_are_pointed_out(
 def test_a_log_of_which_nothing_is_left_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LogError, match="no row of the log is left: 0 of 2 rows kept; 2 below min"):
         prepare(labelled(tmp_path, [1.0, 0.0], min_label=2.0))
+
+
+def cut_log(folder: Path) -> WindowFiles:
+    """A log of two segments whose four windows are files of their own."""
+    table = pq.read_table(random_log(folder / "whole.parquet", {"a": (0, 1), "b": (0, 1)}))
+    paths = []
+    for name, start, stop in (
+        ("pretrain", 0, 0.6),
+        ("train", 0.6, 0.8),
+        ("validation", 0.8, 0.9),
+        ("test", 0.9, 1),
+    ):
+        rows = range(int(start * len(table)), int(stop * len(table)))
+        write_parquet(folder / f"{name}.parquet", table.take(list(rows)))
+        paths.append((folder / f"{name}.parquet",))
+    return WindowFiles(*paths)
+
+
+def test_windows_may_be_given_as_files(tmp_path: Path) -> None:
+    files = cut_log(tmp_path)
+    settings = replace(small_settings(tmp_path, tmp_path), log=LogSettings(windows=files))
+    summary = prepare(settings)
+    whole = pq.read_table(tmp_path / "whole.parquet")
+    assert summary.rows_kept == len(whole) == sum(summary.segments.values())
+    assert (summary.users, summary.items) == (
+        len(set(whole["user_id"].to_pylist())),
+        len(set(whole["item_id"].to_pylist())),
+    )
+    assert len(summary.inputs) == 4
+    windows = windows_of(settings)
+    shares = [len(getattr(windows, name)) / len(whole) for name in WINDOWS]
+    assert shares == pytest.approx([0.6, 0.2, 0.1, 0.1], abs=0.01)
+    cut = replace(settings, log=LogSettings((tmp_path / "whole.parquet",)), folder=tmp_path / "w2")
+    prepare(cut)
+    same = windows_of(replace(cut, split=SplitConfig("global_time", 0.6, 0.2, 0.1, 0.1)))
+    for name in WINDOWS:
+        one, other = getattr(windows, name), getattr(same, name)
+        assert one.users.ids_of(one.user_rows).equals(other.users.ids_of(other.user_rows))
+    # A row of the past in a later window is refused, and named.
+    early = pa.concat_tables([pq.read_table(files.test[0]), whole.slice(3, 1)])
+    write_parquet(files.test[0], early)
+    prepare(settings)
+    user, item = (whole[name][3].as_py() for name in ("user_id", "item_id"))
+    with pytest.raises(LeakageError, match=f"user_id '{user}', item_id '{item}'"):
+        windows_of(settings)
+
+
+def test_a_log_is_given_in_one_way(tmp_path: Path) -> None:
+    files = WindowFiles(*[(tmp_path / "x.parquet",)] * 4)
+    for given in ({}, {"files": (tmp_path,), "windows": files}):
+        with pytest.raises(ValueError, match="give exactly one of them"):
+            LogSettings(**given)
+    with pytest.raises(ValueError, match="k_core is taken of one log before it is cut"):
+        RunSettings(LogSettings(windows=files), split=SplitConfig(k_core=5))

@@ -37,7 +37,7 @@ from reclora.pipelines.contenders import (
 )
 from reclora.pipelines.reporting import BASE, Measured
 from reclora.pipelines.retrain import Outcome, retrain
-from reclora.pipelines.run import RunFolder, RunSettings, Search
+from reclora.pipelines.run import LogSettings, RunFolder, RunSettings, Search
 from reclora.pipelines.settings import SettingsError
 from reclora.splits import SplitConfig, Windows, split
 from reclora.store import AdapterStore, BaseMismatch
@@ -52,6 +52,7 @@ from tests.small_runs import (
     small_settings,
 )
 from tests.small_worlds import KINDS, make_bank, make_base, make_log, numbers
+from tests.test_prepare import cut_log
 from tests.test_pretrain import tables
 
 RESULTS = ["run", "model", "segment", "seed", "user_id", "metric", "k", "value"]
@@ -625,3 +626,20 @@ def test_a_test_window_with_nothing_new_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nobody has an item in the test window that is new"):
         retrain(replace(mine, log=replace(mine.log, contract=contract)))
     assert not mine.store_folder.exists()
+
+
+def test_given_windows_and_last_rows_run_to_the_report(tmp_path: Path) -> None:
+    files = LogSettings(windows=cut_log(tmp_path / "files"))
+    given = replace(small_settings(tmp_path / "given", tmp_path), log=files)
+    outcome = retrain(given)
+    assert outcome.folder.is_complete
+    assert retrain(given).was_there
+    last = small_settings(
+        tmp_path / "last",
+        random_log(tmp_path / "log.parquet", {"a": (0, 1), "b": (0, 1)}, users=40),
+        split=SplitConfig("leave_last", leave_last=2, k_core=2),
+    )
+    outcome = retrain(last)
+    results = results_of(outcome)
+    assert results.groupby("model")["user_id"].nunique().eq(40).all()
+    assert "2-core of the log" in outcome.folder.report.read_text()

@@ -1,5 +1,6 @@
 """Law 10, no leakage: a log is cut by time, every row falls in one window."""
 
+from collections import Counter
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reclora.interactions import IdMap, Interactions
-from reclora.splits import WINDOWS, SplitConfig, Windows, cut, split
+from reclora.splits import (
+    WINDOWS,
+    LeakageError,
+    SplitConfig,
+    Windows,
+    check_leakage,
+    cut,
+    k_core,
+    split,
+    warm,
+)
 
 Row = tuple[int, int, int, int]  # segment, user, item, time
 EVEN = {"pretrain": 0.25, "train": 0.25, "validation": 0.25, "test": 0.25}
@@ -142,3 +153,167 @@ def test_the_summary_tells_each_windows_time_and_size() -> None:
 def test_wrong_settings_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="split by must be|must be positive and sum to 1"):
         SplitConfig(**wrong)  # type: ignore[arg-type]
+
+
+# Pictures of the docstrings.
+
+SHARES = {"pretrain": 0.4, "train": 0.2, "validation": 0.2, "test": 0.2}
+TWO_USERS = [(0, 0, 0, t) for t in (1, 2, 3, 4, 5)] + [(0, 1, 0, 7), (0, 1, 0, 9)]
+
+
+@pytest.mark.parametrize(
+    ("by", "picture"),
+    [
+        (
+            "user_time",
+            "a: 1 pretrain 2 pretrain 3 train 4 validation 5 test; b: 7 pretrain 9 train",
+        ),
+        (
+            "leave_last",
+            "a: 1 pretrain 2 pretrain 3 train 4 validation 5 test; b: 7 pretrain 9 pretrain",
+        ),
+    ],
+)
+def test_the_pictures_of_the_docstring(by: str, picture: str) -> None:
+    windows = split(make(TWO_USERS), SplitConfig(by, **SHARES))  # type: ignore[arg-type]
+    fell = {
+        row: name for name, part in zip(WINDOWS, parts_of(windows), strict=True) for row in part
+    }
+    drawn = [
+        f"{'ab'[user]}: " + " ".join(f"{row[3]} {fell[row]}" for row in TWO_USERS if row[1] == user)
+        for user in (0, 1)
+    ]
+    assert "; ".join(drawn) == picture
+
+
+def test_the_picture_of_global_time() -> None:
+    one = make([(0, t % 3, 0, t) for t in (1, 2, 3, 4, 5)])
+    windows = split(one, SplitConfig("global_time", **SHARES))
+    assert [[row[3] for row in part] for part in parts_of(windows)] == [[1, 2], [3], [4], [5]]
+
+
+@given(rows, st.integers(1, 3))
+def test_leave_last_holds_out_each_users_last_rows(rows: list[Row], n: int) -> None:
+    log = make(rows)
+    config = SplitConfig("leave_last", leave_last=n, **SHARES)
+    own = {u: sorted((r for r in rows if r[1] == u), key=lambda r: (r[3], r[2])) for u in range(5)}
+    if not any(len(of_user) > 2 * n for of_user in own.values()):
+        with pytest.raises(ValueError, match="has no rows"):
+            split(log, config)
+        return
+    try:
+        windows = split(log, config)
+    except ValueError as error:
+        assert "the train window has no rows" in str(error)  # one row each is no train window
+        return
+    if len(set(rows)) == len(rows):
+        check_leakage(windows, "user_time")
+    pretrain, train, validation, test = parts_of(windows)
+    assert sorted(pretrain + train + validation + test) == sorted(rows)
+    for user, of_user in own.items():
+        held = n if len(of_user) > 2 * n else 0
+        key = [(r[3], r[2]) for r in of_user]
+        for part, expected in (
+            (test, key[len(key) - held :]),
+            (validation, key[len(key) - 2 * held : len(key) - held]),
+        ):
+            assert sorted((r[3], r[2]) for r in part if r[1] == user) == expected
+
+
+# The k-core.
+
+
+@given(rows, st.integers(1, 4))
+def test_the_k_core_is_that_of_plain_loops(rows: list[Row], k: int) -> None:
+    left = sorted(rows)
+    while True:
+        users, items = (Counter(row[i] for row in left) for i in (1, 2))
+        kept = [row for row in left if users[row[1]] >= k and items[row[2]] >= k]
+        if len(kept) == len(left):
+            break
+        left = kept
+    if not left:
+        with pytest.raises(ValueError, match=f"the {k}-core of .* is empty"):
+            k_core(make(rows), k)
+        return
+    assert sorted(listed(k_core(make(rows), k))) == left
+    config = SplitConfig("user_time", k_core=k, **EVEN)
+    try:
+        windows = split(make(rows), config)
+    except ValueError as error:
+        assert "has no rows" in str(error)
+        return
+    assert sorted(sum(parts_of(windows), [])) == left
+
+
+# Windows from elsewhere, and leakage.
+
+
+def logs(*parts: list[Row]) -> list[Interactions]:
+    return [make(part) for part in parts]
+
+
+A, B, C, D = [(0, 0, 0, 1)], [(0, 0, 1, 2), (1, 1, 1, 2)], [(0, 1, 2, 3)], [(2, 0, 3, 4)]
+
+
+def test_given_windows_come_onto_common_maps_and_segments() -> None:
+    other = Interactions.from_arrays(
+        users=IdMap([7, 0]),
+        items=IdMap([3, 90]),
+        segment_names=("new", "a"),
+        segments=[0, 1],
+        user_rows=[0, 1],
+        item_rows=[1, 0],
+        timestamps=[9, 9],
+    )
+    windows = Windows.of(*logs(A, B, C), other)
+    assert windows.test.segment_names == windows.pretrain.segment_names == ("a", "b", "c", "new")
+    assert windows.test.users == windows.train.users and len(windows.test.users) == 6
+    found = {
+        (segment, int(user), int(item))
+        for segment, user, item in zip(
+            np.array(windows.test.segment_names)[windows.test.segment_rows],
+            windows.test.users.ids_of(windows.test.user_rows).to_pylist(),
+            windows.test.items.ids_of(windows.test.item_rows).to_pylist(),
+            strict=True,
+        )
+    }
+    assert found == {("new", 7, 90), ("a", 0, 3)}
+
+
+def test_windows_that_leak_are_refused_with_the_rows() -> None:
+    Windows.of(*logs(A, B, C, D))
+    with pytest.raises(LeakageError) as error:
+        Windows.of(*logs(A, B, C, [*D, *B]))
+    assert "2 of 3 rows of the test window are in the train window too" in str(error.value)
+    assert "segment 'a', user_id 0, item_id 1, 1970-01-01 00:00:00.000002+00:00" in str(error.value)
+    early = [(1, 3, 4, 2)]
+    with pytest.raises(LeakageError, match="1 of 2 rows of the test window come before the end of"):
+        Windows.of(*logs(A, B, C, [*D, *early]))
+    # To nobody's own future: user 3 is new.
+    Windows.of(*logs(A, B, C, [*D, *early]), by="user_time")
+    with pytest.raises(LeakageError, match="the end of the train window, each user's own"):
+        Windows.of(*logs(A, B, C, [*D, (0, 0, 5, 1)]), by="user_time")
+    many = [(0, 0, item % 7, -item) for item in range(9)]
+    with pytest.raises(LeakageError, match="and 4 more"):
+        Windows.of(*logs(A, B, C, [*D, *many]))
+    with pytest.raises(ValueError, match="the test window has no rows"):
+        Windows.of(*logs(A, B, C), make(A).select(np.zeros(1, bool)))
+
+
+@given(rows, shares)
+def test_no_split_of_different_rows_leaks(rows: list[Row], shares: list[float]) -> None:
+    for by in ("global_time", "user_time"):
+        parts = cut(make(list(set(rows))), [0.25] * 4, by)  # type: ignore[arg-type]
+        if all(len(part) for part in parts):
+            check_leakage(Windows(*parts), by)  # type: ignore[arg-type]
+
+
+def test_the_summary_tells_cold_from_warm() -> None:
+    windows = Windows.of(*logs(A, B, C, [(2, 0, 3, 4), (2, 4, 0, 5)]))
+    table = windows.summary().set_index("window")
+    assert table["users"].tolist() == [1, 2, 1, 2]
+    assert table["cold users"].tolist() == [0, 1, 0, 1]
+    assert table["cold items"].tolist() == [0, 1, 1, 1]
+    users, items = warm(windows.train)
+    assert np.flatnonzero(users).tolist() == [0, 1] and np.flatnonzero(items).tolist() == [1]

@@ -11,7 +11,7 @@ from typing import Final
 from . import ranking_ways
 from .engine_worlds import alone
 from .harness import Figure, measures
-from .ranking_ways import K, USERS
+from .ranking_ways import USERS, K
 
 PEERS: Final = {
     "torch in blocks": ranking_ways.torch_blocked,

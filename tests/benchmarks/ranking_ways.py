@@ -105,7 +105,7 @@ def implicit(num_items: int) -> float:
 
 
 def faiss_flat(num_items: int) -> float:
-    """A flat index asked for as many more as the user with most has seen; the seen then left out."""
+    """A flat index asked for as many more as anybody has seen; the seen are then left out."""
     import faiss
 
     world = World.of(num_items)
