@@ -1,8 +1,8 @@
-"""The verbs: `reclora demo | prepare | pretrain | retrain | doctor`.
+"""The verbs: `reclora demo | prepare | pretrain | retrain | evaluate | doctor`.
 
 Nothing heavy is imported before a verb needs it, so that `--help` answers at once. Results go to
-stdout, progress and errors to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130
-interrupted.
+stdout, progress and errors to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3
+`evaluate --require` is not met, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
@@ -118,6 +118,100 @@ def retrain(settings: SettingsFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def evaluate(
+    settings: Annotated[
+        Path | None, typer.Argument(help="The run's settings, a TOML file; or files as below.")
+    ] = None,
+    releases: Annotated[
+        list[int] | None,
+        typer.Option("--release", help="A release, instead of the current one; repeatable."),
+    ] = None,
+    recommendations: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]FILE",
+            help="Lists of any system: user_id, item_id, rank or score; repeatable, the first is "
+            "held against the others.",
+        ),
+    ] = None,
+    holdout: Annotated[
+        Path | None, typer.Option(help="What users did next: user_id, item_id.")
+    ] = None,
+    seen: Annotated[
+        Path | None, typer.Option(help="What they did before: user_id, item_id.")
+    ] = None,
+    k: Annotated[list[int] | None, typer.Option("-k", help="A list length; repeatable.")] = None,
+    metrics: Annotated[
+        list[str] | None, typer.Option("--metric", help="A metric; repeatable.")
+    ] = None,
+    slices: Annotated[
+        list[str] | None, typer.Option("--slice", help="A column of the held-out file; repeatable.")
+    ] = None,
+    folder: Annotated[Path, typer.Option(help="Where an evaluation of files goes.")] = Path("runs"),
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    require: Annotated[
+        Literal["better", "not-worse"] | None,
+        typer.Option(help="Exit with code 3 unless this is the verdict over all segments."),
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Evaluate what is live, or the lists of any other system.
+
+    Example: reclora evaluate run.toml
+
+    Example: reclora evaluate --recommendations recs.parquet --holdout test.parquet
+    """
+    if (settings is None) == (recommendations is None or holdout is None):
+        raise typer.BadParameter("give a settings file, or --recommendations and --holdout")
+    from .evaluate import evaluate_files, evaluate_releases
+    from .summary import as_json, print_evaluated
+
+    given: dict[str, object] = {
+        "--release": releases,
+        "--recommendations": recommendations,
+        "--holdout": holdout,
+        "--seen": seen,
+        "-k": k,
+        "--metric": metrics,
+        "--slice": slices,
+    }
+    repeat = _evaluation_command(settings, overrides, given)
+    if settings is not None:
+        loaded = replace(_load(settings, overrides), repeat=repeat)
+        evaluated = evaluate_releases(loaded, releases or [])
+    else:
+        assert recommendations is not None and holdout is not None
+        from reclora.evaluation import EvaluationConfig
+
+        default = EvaluationConfig()
+        try:
+            config = EvaluationConfig(tuple(k or default.ks), tuple(metrics or default.metrics))
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
+        evaluated = evaluate_files(
+            _named(recommendations),
+            holdout,
+            seen,
+            config,
+            attributes=slices or [],
+            runs=folder,
+            repeat=repeat,
+        )
+    if json:
+        typer.echo(as_json(evaluated))
+    else:
+        print_evaluated(evaluated)
+    met = {"better": evaluated.verdict == "better", "not-worse": evaluated.verdict != "worse"}
+    if require is not None and not met[require]:
+        print(
+            f"required: {require}; {evaluated.subject} over {evaluated.baseline or 'nothing'}: "
+            f"{evaluated.verdict}",
+            file=sys.stderr,
+        )
+        raise typer.Exit(3)
+
+
+@app.command()
 def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -135,6 +229,31 @@ def _load(settings: Path, overrides: list[str] | None) -> RunSettings:
     from .settings import load
 
     return load(settings, RunSettings, overrides or [])
+
+
+def _named(recommendations: Sequence[str]) -> dict[str, Path]:
+    """The names of lists and their files: as given, or the file's own."""
+    named: dict[str, Path] = {}
+    for given in recommendations:
+        name, equals, path = given.partition("=")
+        # A path may have an equals sign in it.
+        if not equals or Path(given).exists():
+            name, path = Path(given).stem, given
+        if name in named:
+            raise typer.BadParameter(f"two lists are called {name!r}; write NAME=FILE")
+        named[name] = Path(path)
+    return named
+
+
+def _evaluation_command(
+    settings: Path | None, overrides: list[str] | None, options: Mapping[str, object]
+) -> str:
+    """The command line of `evaluate` with what was given."""
+    words: list[object] = ["evaluate", *([settings] if settings else [])]
+    for option, given in options.items():
+        values = given if isinstance(given, list) else [given] if given is not None else []
+        words += [word for value in values for word in (option, value)]
+    return _command(words, overrides)
 
 
 def _command(words: Sequence[object], overrides: list[str] | None) -> str:

@@ -12,7 +12,7 @@ the same search over the same grid, and the first seed decides.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -20,12 +20,20 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from reclora.adapters import Adapter
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
 from reclora.configs import FULL, AdapterConfig
-from reclora.evaluation import EvaluationConfig, HeldOut, RankingJudge, evaluate
+from reclora.evaluation import (
+    EvaluationConfig,
+    HeldOut,
+    RankingJudge,
+    evaluate,
+    headline_of,
+)
 from reclora.interactions import Interactions
 from reclora.ladder import PARENT, choose_rungs, rungs
 from reclora.ranking import Scorer
@@ -126,6 +134,8 @@ class Ground:
     """Validation users that count: all, or those of even or of odd rows, if there are any."""
     parent: Adapter | None = None
     """The pooled adapter, for the contenders that stand on it."""
+    candidates: Mapping[str, Tensor] | None = None
+    """The items that are ranked for each segment, where they are given."""
 
     @cached_property
     def pooled(self) -> Ground:
@@ -135,17 +145,25 @@ class Ground:
             log=self.log.pooled(),
             validation=self.validation.pooled(),
             seen=self.seen.pooled(),
+            candidates=_pooled(self.candidates),
         )
 
     @cached_property
     def held_out(self) -> HeldOut:
         """The validation window, held out after the train window."""
         what = "the validation window"
-        whole = hold_out_some(what, self.validation, self.seen, self.evaluation)
+        whole = hold_out_some(what, self.validation, self.seen, self.evaluation, self.candidates)
         if self.users == "all":
             return whole
         half = whole.only_users(lambda rows: rows % 2 == int(self.users == "odd"))
         return half if half.num_users else whole
+
+
+def _pooled(candidates: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
+    """What is a candidate of any segment."""
+    if candidates is None:
+        return None
+    return {"pooled": torch.stack(list(candidates.values())).any(dim=0)}
 
 
 def train_contender(
@@ -246,6 +264,6 @@ def headline_values(
     held_out: HeldOut, scorer_of: Callable[[str], Scorer], model: str
 ) -> pd.DataFrame:
     """The rows of the results table of the first metric at the first k."""
-    config = held_out.config
-    only = replace(held_out, config=replace(config, metrics=config.metrics[:1], ks=config.ks[:1]))
-    return evaluate(only, scorer_of, model=model, run="", seed=0)
+    only = headline_of(held_out)
+    results = evaluate(only, scorer_of, model=model, run="", seed=0)
+    return results[results["model"] == model]

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
@@ -133,14 +134,18 @@ def _makers(base: BaseSettings) -> str:
 
 
 def hold_out_some(
-    what: str, heldout: Interactions, seen: Interactions, config: EvaluationConfig
+    what: str,
+    heldout: Interactions,
+    seen: Interactions,
+    config: EvaluationConfig,
+    candidates: Mapping[str, Tensor] | None = None,
 ) -> HeldOut:
     """`hold_out`, where somebody has something new to find.
 
     Raises:
         ValueError: nobody has; it says in what.
     """
-    held_out = hold_out(heldout, seen, config)
+    held_out = hold_out(heldout, seen, config, candidates)
     if held_out.num_users == 0:
         raise ValueError(
             f"nobody has an item in {what} that is new to them, of {len(heldout)} interactions "

@@ -9,20 +9,20 @@ import numpy as np
 import pandas as pd
 
 from reclora.bank import AdapterBank
-from reclora.comparison import compare, means
+from reclora.comparison import means
 from reclora.configs import AdapterConfig
 from reclora.evaluation import HeldOut
+from reclora.evaluation.lists import RETRIEVED
 from reclora.interactions import Interactions
-from reclora.metrics import DEFINITIONS
-from reclora.report import Report, write_report
+from reclora.metrics import CONVENTIONS, DEFINITIONS
+from reclora.report import Report, Section, write_report
 from reclora.splits import Windows
 
+from .assessment import Assessment, compare_all
 from .contenders import POOLED, SEARCHED, SUBJECT, Choice, Trained
 from .run import RunFolder, RunSettings, Search, versions
 from .settings import resolved
-
-BASE = "frozen base"
-POPULARITY_ALL, POPULARITY_RECENT = "segment popularity, all time", "segment popularity, recent"
+from .yardstick import BASE, split_notes
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,19 @@ class Measured:
     run: str
     results: pd.DataFrame
     """The long results table, on test."""
+    assessment: Assessment
+    """It, and what else was measured."""
+    known_until: float
+    """The last moment that training and choosing knew, in seconds since 1970."""
     choices: Sequence[Choice]
     """What validation chose for each contender."""
     trained: Sequence[Trained]
     """Each contender as the first seed trained it."""
-    held_out: HeldOut
-    """The test window."""
+
+    @property
+    def held_out(self) -> HeldOut:
+        """The test window."""
+        return self.assessment.yardstick.held_out
 
     @property
     def measure(self) -> str:
@@ -67,18 +74,81 @@ class Measured:
 
 def lifts(results: pd.DataFrame) -> pd.DataFrame:
     """Every model over the base, and the adapters over every model, for each metric and k."""
-    models = list(results["model"].unique())
-    pairs = [(model, BASE) for model in models if model != BASE]
-    pairs += [(SUBJECT, model) for model in models if model not in (SUBJECT, BASE)]
-    measures = results[["metric", "k"]].drop_duplicates().itertuples(index=False, name=None)
-    return pd.concat(
-        [
-            compare(results, model, baseline, metric=str(metric), k=int(k))
-            for metric, k in measures
-            for model, baseline in pairs
-        ],
-        ignore_index=True,
+    # What a first stage retrieved is a row of the results, and no model to compare with.
+    models = [m for m in results["model"].unique() if not str(m).endswith(f", {RETRIEVED}")]
+    return compare_all(results, pairs_of(models, SUBJECT, BASE))
+
+
+def pairs_of(models: Sequence[str], subject: str, baseline: str) -> list[tuple[str, str]]:
+    """(model, baseline) of every model over the baseline, and of the subject over every model."""
+    pairs = [(model, baseline) for model in models if model != baseline]
+    return pairs + [(subject, model) for model in models if model not in (subject, baseline)]
+
+
+def sections_of(
+    assessment: Assessment, slices: pd.DataFrame, subject: str, baseline: str
+) -> list[Section]:
+    """What was measured beside relevance in all segments, as the page prints it.
+
+    Args:
+        slices: of `Assessment.slices`.
+    """
+    held_out = assessment.yardstick.held_out
+    k = held_out.config.ks[0]
+    found = []
+    if len(slices):
+        shown = slices[(slices["model"] == subject) & (slices["baseline"] == baseline)]
+        columns = ["slice", "value", "users", "baseline_mean", "model_mean", "difference"]
+        found.append(
+            Section(
+                "Slices",
+                f"{subject} over {baseline}, on the headline metric. What users and items are like "
+                "is counted in all that came before the test window; of a slice of items only its "
+                "items count, in the same lists. q is corrected for the values of a slice.",
+                shown[[*columns, "low", "high", "q", "verdict"]],
+            )
+        )
+    lists = assessment.lists
+    lists = lists[(lists["scope"] == "all") & (lists["k"] == k)]
+    found.append(
+        Section(
+            f"What the lists are like, at {k}",
+            "Neither high nor low is good in itself: popular lists are safe, novel ones are not.",
+            _wide(lists, "metric", "mean"),
+        )
     )
+    reported = assessment.conventions
+    reported = reported[reported["k"] == k]
+    names = reported["convention"] + " " + reported["metric"] + f"@{k}"
+    found.append(
+        Section(
+            "As other systems would report it",
+            "The same lists under the conventions of other systems. "
+            + " ".join(f"{c.name}: {c.says}." for c in CONVENTIONS.values()),
+            _wide(reported.assign(column=names), "column", "value"),
+        )
+    )
+    labels = assessment.labels
+    if len(labels):
+        whole = labels[labels["scope"] == "all"]
+        means = whole.groupby(["model", "metric"], sort=False)["value"].mean().reset_index()
+        found.append(
+            Section(
+                "Labels",
+                f"Scores against {whole['rows'].iloc[0]:,} labelled rows, "
+                f"{whole['positives'].iloc[0]:,} of them positive. A model trained to rank orders "
+                "(auc); that its numbers are chances (log_loss, calibration_error) nobody asked.",
+                _wide(means, "metric", "value"),
+            )
+        )
+    return found
+
+
+def _wide(table: pd.DataFrame, columns: str, values: str) -> pd.DataFrame:
+    """A line a model, a column each of the values of a column."""
+    wide = table.pivot(index="model", columns=columns, values=values)
+    order = [list(dict.fromkeys(table[name].astype(str))) for name in ("model", columns)]
+    return wide.loc[order[0], order[1]].rename_axis(columns=None).reset_index()
 
 
 def segment_states(windows: Windows, subject: Trained, parent_helped: bool) -> pd.DataFrame:
@@ -160,6 +230,8 @@ def write_run_report(
         windows: what was trained and tested on.
     """
     compared = lifts(measured.results)
+    slices = measured.assessment.slices([(SUBJECT, BASE)])
+    measured.assessment.write(folder.path, compared, slices)
     evaluation = settings.evaluation
     write_report(
         folder.report,
@@ -176,14 +248,22 @@ def write_run_report(
             curves=_curves(measured.trained),
             split=whole.summary(),
             data_quality=quality,
-            definitions={name: DEFINITIONS[name] for name in evaluation.metrics},
+            definitions=definitions(measured.assessment),
             settings=resolved(settings) | {"chosen on validation": _chosen(measured.searches)},
             versions=versions(),
             repeat=settings.repeat,
             notes=_notes(settings, measured),
+            sections=sections_of(measured.assessment, slices, SUBJECT, BASE),
         ),
     )
     return compared
+
+
+def definitions(assessment: Assessment) -> dict[str, str]:
+    """The formulas of what was measured."""
+    tables = (assessment.results, assessment.lists, assessment.labels)
+    names = [name for table in tables if len(table) for name in table["metric"].unique()]
+    return {name: DEFINITIONS[name] for name in names}
 
 
 def _curves(trained: Sequence[Trained]) -> pd.DataFrame:
@@ -219,16 +299,7 @@ def _notes(settings: RunSettings, measured: Measured) -> list[str]:
     edges = _at_the_edge(settings.search, measured.searches)
     if edges:
         notes.append(f"Chosen at the edge of the grid, so a wider one may do better: {edges}.")
-    if settings.split.by != "global_time":
-        notes.append(
-            "The split is by each user's own time: a user's future never trains that user, but "
-            "other users' later interactions may have."
-        )
-    if settings.split.k_core:
-        notes.append(
-            f"Only the {settings.split.k_core}-core of the log was used, counted over the whole of "
-            "it: users and items were kept by what comes later, which flatters every model."
-        )
+    notes += split_notes(settings)
     return notes
 
 

@@ -6,31 +6,27 @@ log -> windows -> base -> { pooled full fine-tune, pooled adapter -> per-segment
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
-from reclora.evaluation import HeldOut, evaluate
-from reclora.files import write_parquet
 from reclora.interactions import Interactions, LogSummary
-from reclora.popularity import popularity
-from reclora.ranking import Scorer
 from reclora.splits import WINDOWS, Windows
 from reclora.store import AdapterStore, BaseMismatch, Release
 from reclora.training import train
 
+from .assessment import Assessment, Yardstick, write_table
 from .contenders import POOLED, Ground, choose, contenders, rungs_of, train_contender
+from .live import KNOWN_UNTIL
 from .prepare import prepare, windows_of
-from .pretrain import check_earlier, hold_out_some, pretrain
+from .pretrain import check_earlier, pretrain
 from .progress import step
-from .reporting import BASE, POPULARITY_ALL, POPULARITY_RECENT, Measured, write_run_report
+from .reporting import Measured, write_run_report
 from .run import RunFolder, RunSettings
+from .yardstick import candidates_of, untrained, yardstick_of
 
 
 @dataclass(frozen=True)
@@ -64,10 +60,9 @@ def retrain(settings: RunSettings) -> Outcome:
     check_earlier(settings, whole)
     base, windows, unknown = onto_base(base, whole, settings)
     measured = measure(settings, base, windows, folder)
-    write_parquet(folder.results, pa.Table.from_pandas(measured.results, preserve_index=False))
-    quality = data_quality(summary, whole, unknown, measured.held_out)
-    compared = write_run_report(settings, folder, measured, whole, windows, quality)
-    write_parquet(folder.comparison, pa.Table.from_pandas(compared, preserve_index=False))
+    write_table(folder.results, measured.results)
+    quality = data_quality(summary, whole, unknown, measured.assessment.yardstick)
+    write_run_report(settings, folder, measured, whole, windows, quality)
     release = publish(settings, measured)
     number = release.number if release else None
     folder.event("published", release=number)
@@ -144,13 +139,20 @@ def measure(
         ValueError: validation or test holds nothing new for anybody, or the adapter's config does
             not fit the base.
     """
-    before_validation = windows.pretrain.joined(windows.train)
-    before_test = before_validation.joined(windows.validation)
-    ground = Ground(base, windows.train, windows.validation, before_validation, settings.evaluation)
+    yardstick = yardstick_of(settings, base, windows, folder.id)
+    ground = Ground(
+        base,
+        windows.train,
+        windows.validation,
+        windows.pretrain.joined(windows.train),
+        settings.evaluation,
+        candidates=candidates_of(settings, base.items, windows.train.segment_names),
+    )
     choosing, training = ground, dict.fromkeys(settings.seeds, ground)
-    test = hold_out_some("the test window", windows.test, before_test, settings.evaluation)
     _check_adapter(settings, base, windows.train)
-    results, choices, runs = untrained(base, windows.train, before_test, test, folder.id), [], []
+    assessment, choices, runs = Assessment(yardstick), [], []
+    for model, scorer_of in untrained(base, windows).items():
+        assessment.rank(model, scorer_of)
     for contender in contenders(settings):
         with step(f"choosing rates: {contender.model}") as progress:
             choice = choose(contender, choosing, settings, progress)
@@ -166,18 +168,11 @@ def measure(
                     training[seed] = replace(training[seed], parent=parent)
                 if seed == settings.seeds[0]:
                     runs.append(trained)
-                results.append(
-                    evaluate(
-                        test,
-                        trained.scorer_of(),
-                        model=contender.model,
-                        run=folder.id,
-                        seed=seed,
-                    )
-                )
+                assessment.rank(contender.model, trained.scorer_of(), seed)
                 progress(done, len(settings.seeds))
                 folder.event("trained", model=contender.model, seed=seed)
-    return Measured(folder.id, pd.concat(results, ignore_index=True), choices, runs, test)
+    until = int(windows.validation.timestamps.max()) / 1e6
+    return Measured(folder.id, assessment.results, assessment, until, choices, runs)
 
 
 def _check_adapter(settings: RunSettings, base: BaseModel, log: Interactions) -> None:
@@ -193,19 +188,6 @@ def _check_adapter(settings: RunSettings, base: BaseModel, log: Interactions) ->
     train(
         AdapterBank.for_log(base, nothing, settings.adapter), nothing, settings.training, judge=None
     )
-
-
-def untrained(
-    base: BaseModel, recent: Interactions, before_test: Interactions, test: HeldOut, run: str
-) -> list[pd.DataFrame]:
-    """Results of what needs no training: both popularities and the frozen base."""
-    frozen = base.scorer()
-    models: dict[str, Callable[[str], Scorer]] = {
-        POPULARITY_ALL: popularity(before_test),
-        POPULARITY_RECENT: popularity(recent),
-        BASE: lambda segment: frozen,
-    }
-    return [evaluate(test, scorer_of, model=m, run=run, seed=0) for m, scorer_of in models.items()]
 
 
 def publish(settings: RunSettings, measured: Measured) -> Release | None:
@@ -228,6 +210,7 @@ def publish(settings: RunSettings, measured: Measured) -> Release | None:
         name: {
             f"validation {measured.measure}": float(best[name]),
             f"validation {measured.measure} of the {below}": float(first[name]),
+            KNOWN_UNTIL: measured.known_until,
         }
         for name in [*segments, *served]
         if name in best
@@ -243,9 +226,10 @@ def publish(settings: RunSettings, measured: Measured) -> Release | None:
 
 
 def data_quality(
-    summary: LogSummary, whole: Windows, lost: dict[str, int], held_out: HeldOut
+    summary: LogSummary, whole: Windows, lost: dict[str, int], yardstick: Yardstick
 ) -> dict[str, int]:
     """What was read and what was dropped on the way, in rows unless it says users."""
+    held_out = yardstick.held_out
     outside = summary.rows_kept - sum(len(getattr(whole, name)) for name in WINDOWS)
     quarantined = {f"quarantined: {reason}": n for reason, n in summary.quarantined.items()}
     unknown = {f"unknown to the base, {window} window": n for window, n in lost.items() if n}
@@ -257,6 +241,11 @@ def data_quality(
         "rows kept": summary.rows_kept,
         **({"of those outside the k-core": outside} if outside else {}),
         **unknown,
+        **(
+            {"labelled rows unknown to the base": yardstick.labelled_unknown}
+            if yardstick.labelled is not None
+            else {}
+        ),
         "test users measured": held_out.num_users,
         "test users with nothing new to find": int(
             held_out.counts()["users_without_relevant"].sum()

@@ -138,6 +138,12 @@ class RunSettings:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Every trained model is trained once a seed; the first seed's adapters are published."""
     evaluation: EvaluationConfig = EvaluationConfig()
+    candidates: Path | None = None
+    """Parquet with item_id, and perhaps segment: the items that are ranked, where
+    evaluation.candidates is `given`."""
+    labelled: tuple[Path, ...] = ()
+    """Parquet with user_id, item_id, label, and perhaps segment and timestamp: rows of the test
+    window, taken and not taken, that the models' scores are held against."""
     threads: int = 1
     """Threads of torch. Steps are small and gain little by more; results may change their last
     digits with it."""
@@ -151,6 +157,11 @@ class RunSettings:
             raise ValueError(f"seeds must be different numbers, at least one, got {self.seeds}")
         if self.threads < 1:
             raise ValueError(f"threads must be at least 1, got {self.threads}")
+        if (self.evaluation.candidates == "given") != (self.candidates is not None):
+            raise ValueError(
+                "candidates names a file exactly where evaluation.candidates is 'given', which is "
+                f"{self.evaluation.candidates!r}"
+            )
         if self.log.windows is not None and self.split.k_core:
             raise ValueError("k_core is taken of one log before it is cut, not of log.windows")
         if not self.name or any(c in self.name for c in "/\\\0") or self.name.startswith("."):

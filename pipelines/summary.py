@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +16,10 @@ from reclora.files import read_parquet
 from reclora.interactions.summary import LogSummary
 
 from .contenders import SUBJECT
+from .evaluate import Evaluated
 from .prepare import describe
-from .reporting import BASE
 from .retrain import Outcome
+from .yardstick import BASE
 
 SEGMENTS_SHOWN = 20
 VERDICTS = {
@@ -38,14 +40,7 @@ def print_log(summary: LogSummary, folder: Path, following: str) -> None:
 
 def print_outcome(outcome: Outcome, following: str | None) -> None:
     """Print every model's mean and lift over the base, the files, and what to do next."""
-    lifts = read_parquet(outcome.folder.comparison).to_pandas()
-    measure = lifts["metric"].iloc[0], lifts["k"].iloc[0]
-    headline = lifts[(lifts["metric"] == measure[0]) & (lifts["k"] == measure[1])]
-    console = Console()
-    console.print(_models(headline, f"{measure[0]}@{measure[1]}"))
-    for line in _standing(headline):
-        console.print(line, markup=False)
-    console.print(_segments(headline, f"{measure[0]}@{measure[1]}"))
+    _print_lifts(read_parquet(outcome.folder.comparison).to_pandas(), SUBJECT, BASE)
     if outcome.was_there:
         print("this run was complete already, with the same log, settings and versions: reused")
     print(f"report    {outcome.folder.report}")
@@ -59,40 +54,115 @@ def print_outcome(outcome: Outcome, following: str | None) -> None:
         print(f"next      {following}")
 
 
-def _models(headline: pd.DataFrame, measure: str) -> Table:
-    """Each model's mean and its lift over the base, best first."""
-    over_base = headline[(headline["scope"] == "all") & (headline["baseline"] == BASE)]
+def print_evaluated(evaluated: Evaluated) -> None:
+    """Print what an evaluation found, and its files."""
+    console = Console()
+    if evaluated.comparison.empty:
+        console.print(_means(evaluated))
+    else:
+        _print_lifts(evaluated.comparison, evaluated.subject, evaluated.baseline)
+    console.print(_lists(evaluated))
+    folder = evaluated.folder
+    if folder.report.exists():
+        print(f"report    {folder.report}")
+    print(f"results   {folder.results}")
+    print(f"tables    {folder.path}")
+
+
+def as_json(evaluated: Evaluated) -> str:
+    """What an evaluation found, as one JSON object; what is unknown is null."""
+    tables = {
+        "means": evaluated.means,
+        "comparison": evaluated.comparison,
+        "slices": evaluated.slices,
+        "lists": evaluated.lists,
+        "conventions": evaluated.conventions,
+        "labels": evaluated.labels,
+    }
+    found = {
+        "folder": str(evaluated.folder.path),
+        "subject": evaluated.subject,
+        "baseline": evaluated.baseline or None,
+        "verdict": evaluated.verdict,
+        "data_quality": dict(evaluated.quality),
+        # By way of pandas, which writes numpy's numbers, and null for NaN and infinity.
+        **{
+            name: json.loads(table.to_json(orient="records", double_precision=15))
+            for name, table in tables.items()
+        },
+    }
+    return json.dumps(found, indent=2, allow_nan=False, ensure_ascii=False)
+
+
+def _print_lifts(lifts: pd.DataFrame, subject: str, baseline: str) -> None:
+    measure = lifts["metric"].iloc[0], lifts["k"].iloc[0]
+    headline = lifts[(lifts["metric"] == measure[0]) & (lifts["k"] == measure[1])]
+    console = Console()
+    console.print(_models(headline, baseline, f"{measure[0]}@{measure[1]}"))
+    for line in _standing(headline, subject):
+        console.print(line, markup=False)
+    console.print(_segments(headline, subject, baseline, f"{measure[0]}@{measure[1]}"))
+
+
+def _means(evaluated: Evaluated) -> Table:
+    """Every metric's mean, where there is nothing to compare with."""
+    table = Table("metric", "mean", "95 % interval", "users", box=SIMPLE_HEAD)
+    table.title = escape(evaluated.subject)
+    for _, row in evaluated.means[evaluated.means["scope"] == "all"].iterrows():
+        interval = f"[{row['low']:.4f}, {row['high']:.4f}]" if row["low"] == row["low"] else "none"
+        name = f"{row['metric']}@{row['k']}"
+        table.add_row(name, f"{row['mean']:.4f}", escape(interval), f"{row['users']:,}")
+    return table
+
+
+def _lists(evaluated: Evaluated) -> Table:
+    """What lists are like at the headline's length: a line a model."""
+    lists = evaluated.lists
+    k = lists["k"].iloc[0]
+    lists = lists[(lists["scope"] == "all") & (lists["k"] == k)]
+    metrics = list(dict.fromkeys(lists["metric"]))
+    table = Table("model", *metrics, box=SIMPLE_HEAD, title=f"what lists are like, at {k}")
+    table.title_justify = "left"
+    for model, rows in lists.groupby("model", sort=False):
+        values = rows.set_index("metric")["mean"]
+        table.add_row(escape(str(model)), *(f"{values[metric]:.3f}" for metric in metrics))
+    return table
+
+
+def _models(headline: pd.DataFrame, baseline: str, measure: str) -> Table:
+    """Each model's mean and its lift over the baseline, best first."""
+    over_base = headline[(headline["scope"] == "all") & (headline["baseline"] == baseline)]
     base = over_base.iloc[0]
-    title = f"{measure} on test, {base['users']:,} users; lift over the {BASE}"
+    title = f"{measure} on test, {base['users']:,} users; lift over the {escape(baseline)}"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for column in ("model", measure, "lift", "95 % interval", "verdict"):
         table.add_column(column, justify="left" if column in ("model", "verdict") else "right")
     rows = [(row["model_mean"], row["model"], *_lift(row)) for _, row in over_base.iterrows()]
-    rows.append((base["baseline_mean"], BASE, "", "", ""))
+    rows.append((base["baseline_mean"], baseline, "", "", ""))
     for mean, model, *lift in sorted(rows, key=lambda row: -row[0]):
-        table.add_row(str(model), _short(f"{mean:.4f}"), *lift)
+        table.add_row(escape(str(model)), _short(f"{mean:.4f}"), *lift)
     return table
 
 
-def _standing(headline: pd.DataFrame) -> Iterator[str]:
-    """What the adapters are better and worse than, and what they cannot be told from."""
-    own = headline[(headline["scope"] == "all") & (headline["model"] == SUBJECT)]
+def _standing(headline: pd.DataFrame, subject: str) -> Iterator[str]:
+    """What the subject is better and worse than, and what it cannot be told from."""
+    own = headline[(headline["scope"] == "all") & (headline["model"] == subject)]
     for verdict, words in VERDICTS.items():
         others = own.loc[own["verdict"] == verdict, "baseline"]
         if len(others):
-            yield f"{SUBJECT}: {words} {'; '.join(others)}"
+            yield f"{subject}: {words} {'; '.join(others)}"
 
 
-def _segments(headline: pd.DataFrame, measure: str) -> Table:
-    """The adapters' lift over the base in each segment."""
+def _segments(headline: pd.DataFrame, subject: str, baseline: str, measure: str) -> Table:
+    """The subject's lift over the baseline in each segment."""
     chosen = headline[
         (headline["scope"] == "segment")
-        & (headline["baseline"] == BASE)
-        & (headline["model"] == SUBJECT)
+        & (headline["baseline"] == baseline)
+        & (headline["model"] == subject)
     ]
-    title = f"{SUBJECT}: {measure} by segment"
+    title = f"{escape(subject)}: {measure} by segment"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    for column in ("segment", "users", "base", "adapter", "lift", "95 % interval", "verdict"):
+    for column in ("segment", "users", "base", "model", "lift", "95 % interval", "verdict"):
         table.add_column(column, justify="left" if column in ("segment", "verdict") else "right")
     for _, row in chosen.head(SEGMENTS_SHOWN).iterrows():
         means = _short(f"{row['baseline_mean']:.4f}"), _short(f"{row['model_mean']:.4f}")

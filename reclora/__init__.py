@@ -27,7 +27,16 @@ if TYPE_CHECKING:
     from reclora.base import BaseModel
     from reclora.comparison import compare, means
     from reclora.configs import FULL, AdapterConfig, AdapterError, DeltaConfig
-    from reclora.evaluation import EvaluationConfig, RankingJudge, evaluate, hold_out
+    from reclora.evaluation import (
+        EvaluationConfig,
+        RankingJudge,
+        evaluate,
+        hold_out,
+        measure,
+        read_foreign,
+        recommend,
+        slices_of,
+    )
     from reclora.interactions import IdMap, Interactions, LogContract, prepare_log
     from reclora.interchange import import_base
     from reclora.modules import AdaptedModel, adapt
@@ -47,7 +56,16 @@ _NAMES = {
     "base": ("BaseModel",),
     "comparison": ("compare", "means"),
     "configs": ("FULL", "AdapterConfig", "AdapterError", "DeltaConfig"),
-    "evaluation": ("EvaluationConfig", "RankingJudge", "evaluate", "hold_out"),
+    "evaluation": (
+        "EvaluationConfig",
+        "RankingJudge",
+        "evaluate",
+        "hold_out",
+        "measure",
+        "read_foreign",
+        "recommend",
+        "slices_of",
+    ),
     "interactions": ("IdMap", "Interactions", "LogContract", "prepare_log"),
     "interchange": ("import_base",),
     "modules": ("AdaptedModel", "adapt"),

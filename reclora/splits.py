@@ -99,6 +99,12 @@ class Windows:
             ValueError: a window has no rows; identifiers are strings here and integers there.
         """
         logs = [pretrain, train, validation, test]
+        for name, log in zip(WINDOWS, logs, strict=True):
+            if log.attributes.keys() != pretrain.attributes.keys():
+                raise ValueError(
+                    f"the {name} window has the attributes {[*log.attributes]}, the pretrain "
+                    f"window {[*pretrain.attributes]}; give all windows the same"
+                )
         users, items = logs[0].users, logs[0].items
         for log in logs[1:]:
             users, items = users.extended(log.users.ids), items.extended(log.items.ids)
@@ -145,7 +151,8 @@ def split(log: Interactions, config: SplitConfig) -> Windows:
     Rows of one moment stay together, in the window where the first of them falls, so no moment is
     in two windows. With `user_time` each user's own rows are cut (ordered by time, then item row):
     the p-th of a user's n rows, counted from 0, falls where p / n falls among the shares, and rows
-    of one moment may be cut apart. With the same shares:
+    of one moment may be cut apart; only those of one item too, in several segments, are one row
+    here. With the same shares:
 
         user a    1 pretrain, 2 pretrain, 3 train, 4 validation, 5 test
         user b    7 pretrain, 9 train
@@ -223,14 +230,29 @@ def check_leakage(windows: Windows, by: SplitBy) -> None:
         LeakageError: the first such rows by window, segment, user, item and time, and how many.
     """
     for later in range(1, len(WINDOWS)):
-        log = getattr(windows, WINDOWS[later])
         for name in WINDOWS[:later]:
-            before = getattr(windows, name)
-            _refuse(log, WINDOWS[later], _twice(log, before), f"are in the {name} window too")
-            last = _last_moments(before, by)[log.user_rows]
-            what = f"come before the end of the {name} window"
-            what += "" if by == "global_time" else ", each user's own"
-            _refuse(log, WINDOWS[later], log.timestamps < last, what)
+            refuse_leaks(
+                getattr(windows, WINDOWS[later]),
+                f"{WINDOWS[later]} window's",
+                getattr(windows, name),
+                f"{name} window's",
+                by,
+            )
+
+
+def refuse_leaks(log: Interactions, name: str, before: Interactions, its: str, by: SplitBy) -> None:
+    """Refuse a log that has rows of one that comes before it, or earlier ones; as `check_leakage`.
+
+    Args:
+        name, its: whose rows those of the two logs are, in words.
+
+    Raises:
+        LeakageError: the first such rows by segment, user, item and time, and how many.
+    """
+    _refuse(log, name, _twice(log, before), f"are among the {its} rows too")
+    last = _last_moments(before, by)[log.user_rows]
+    end = "the last" if by == "global_time" else "their user's last"
+    _refuse(log, name, log.timestamps < last, f"are earlier than {end} of the {its} rows")
 
 
 def _check_rows(windows: Windows) -> None:
@@ -247,21 +269,21 @@ def _last_moments(log: Interactions, by: SplitBy) -> NDArray[np.int64]:
     """The last moment of a log, for each user; of all users, or the user's own."""
     last = np.full(len(log.users), np.iinfo(np.int64).min)
     if by == "global_time":
-        last[:] = log.timestamps.max()
+        last[:] = log.timestamps.max(initial=last[0] if len(last) else 0)
     else:
         np.maximum.at(last, log.user_rows, log.timestamps)
     return last
 
 
 def _twice(log: Interactions, before: Interactions) -> NDArray[np.bool_]:
-    """Which rows of a log are in another: same segment, user, item and time."""
-    columns = ["segment", "user", "item", "time"]
+    """Which rows of a log are in another: same user, item and time, in whichever segment."""
+    columns = ["user", "item", "time"]
     frames = [
         pd.DataFrame(
             dict(
                 zip(
                     columns,
-                    (each.segment_rows, each.user_rows, each.item_rows, each.timestamps),
+                    (each.user_rows, each.item_rows, each.timestamps),
                     strict=True,
                 )
             )
@@ -272,7 +294,7 @@ def _twice(log: Interactions, before: Interactions) -> NDArray[np.bool_]:
     return (merged["_merge"] == "both").to_numpy()
 
 
-def _refuse(log: Interactions, window: str, leaks: NDArray[np.bool_], what: str) -> None:
+def _refuse(log: Interactions, name: str, leaks: NDArray[np.bool_], what: str) -> None:
     rows = np.flatnonzero(leaks)
     if not rows.size:
         return
@@ -292,8 +314,8 @@ def _refuse(log: Interactions, window: str, leaks: NDArray[np.bool_], what: str)
     raise LeakageError(
         "\n".join(
             [
-                f"{rows.size:,} of {len(log):,} rows of the {window} window {what}: what is "
-                "measured on them was trained on; take them out, or cut elsewhere:",
+                f"{rows.size:,} of the {len(log):,} {name} rows {what}: what is measured on them "
+                "was trained on; take them out, or cut elsewhere:",
                 *lines,
                 *more,
             ]
@@ -343,14 +365,22 @@ def _user_positions(log: Interactions) -> NDArray[np.float64]:
 
 
 def _places(log: Interactions) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """How many of the user's own rows come before each row, and how many there are."""
+    """How many of the user's own events come before each row, and how many there are.
+
+    Rows of one user, item and moment are one event, in however many segments: no cut parts them.
+    """
     order = np.lexsort((log.item_rows, log.timestamps, log.user_rows))
-    users = log.user_rows[order]
-    starts = np.flatnonzero(np.diff(users, prepend=-1))
-    counts = np.diff(starts, append=len(users))
+    columns = [column[order] for column in (log.user_rows, log.timestamps, log.item_rows)]
+    is_new = np.ones(len(log), bool)
+    is_new[1:] = np.any([np.diff(column) != 0 for column in columns], axis=0)
+    event = is_new.cumsum() - 1
+    first, last = (
+        np.searchsorted(columns[0], columns[0], side="left"),
+        np.searchsorted(columns[0], columns[0], side="right") - 1,
+    )
     places, sizes = np.empty((2, len(log)), np.int64)
-    places[order] = np.arange(len(users)) - np.repeat(starts, counts)
-    sizes[order] = np.repeat(counts, counts)
+    places[order] = event - event[first]
+    sizes[order] = event[last] - event[first] + 1
     return places, sizes
 
 
@@ -361,11 +391,12 @@ def _describe(
     items: NDArray[np.bool_],
     cold: Sequence[int],
 ) -> dict[str, object]:
-    moments = pd.to_datetime([log.timestamps.min(), log.timestamps.max()], unit="us", utc=True)
+    ends = [log.timestamps.min(), log.timestamps.max()] if len(log) else []
+    moments = pd.to_datetime(ends, unit="us", utc=True)
     return {
         "window": name,
-        "first": moments[0],
-        "last": moments[1],
+        "first": moments[0] if len(log) else pd.NaT,
+        "last": moments[1] if len(log) else pd.NaT,
         "rows": len(log),
         "users": np.count_nonzero(users),
         "cold users": cold[0],

@@ -139,7 +139,8 @@ def files_below(folder: Path) -> dict[Path, tuple[int, int, bytes]]:
 def write_toml(path: Path, settings: RunSettings) -> Path:
     """A settings file that gives `settings`, but for `repeat`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    sections = {name: part for name, part in resolved(settings).items() if name != "repeat"}
+    given = resolved(settings)
+    sections = {n: part for n, part in given.items() if n != "repeat" and part is not None}
     write_text(path, "".join(f"{name} = {_toml(part)}\n" for name, part in sections.items()))
     return path
 

@@ -62,6 +62,15 @@ def test_means_average_seeds_per_user_first_and_pool_segments_by_user() -> None:
     ]
 
 
+def test_intervals_of_means_are_of_all_and_of_segments_where_asked_for() -> None:
+    _, results = real_table()
+    each, whole = means(results), means(results, segment_intervals=False)
+    assert ((each["low"] < each["mean"]) & (each["mean"] < each["high"])).all()
+    segments = whole["scope"] == "segment"
+    assert whole.loc[segments, ["low", "high"]].isna().all(axis=None)
+    pd.testing.assert_frame_equal(whole[~segments], each[~segments])
+
+
 def real_table() -> tuple[HeldOut, pd.DataFrame]:
     """Two models and two seeds of real rankings, concatenated as a pipeline does."""
     generator = np.random.default_rng(0)
@@ -136,6 +145,21 @@ def test_compare_does_not_depend_on_row_order_or_on_other_segments() -> None:
     assert alone.to_dict() == among.to_dict()
 
 
+@pytest.mark.parametrize("dtype", [pd.CategoricalDtype(["9", "10"]), "str", "int64"])
+def test_each_segment_has_its_own_users_in_whatever_order_the_table_has_them(dtype: str) -> None:
+    """Numbers as names, which their size orders otherwise than their letters do."""
+    sizes = {"9": 8, "10": 12}
+    gains = {"9": 0.5, "10": 0.25}
+    sides = {("b", s, 0): [gains[s]] * n for s, n in sizes.items()}
+    results = table({("a", s, 0): [0.0] * n for s, n in sizes.items()} | sides)
+    results["segment"] = results["segment"].astype(dtype)
+    rows = compare(results, "b", "a", metric="ndcg", k=10)
+    found = rows[["segment", "users", "baseline_mean", "model_mean", "difference"]]
+    assert found.iloc[1:].values.tolist() == [["10", 12, 0, 0.25, 0.25], ["9", 8, 0, 0.5, 0.5]]
+    own = means(results).query("model == 'b'")[["segment", "users", "mean"]]
+    assert own.iloc[1:].values.tolist() == [["10", 12, 0.25], ["9", 8, 0.5]]
+
+
 def test_a_table_reads_back_from_parquet_for_the_same_comparison(tmp_path: Path) -> None:
     _, results = real_table()
     results.to_parquet(tmp_path / "results.parquet")
@@ -157,6 +181,12 @@ def test_a_constant_gain_has_a_zero_width_interval() -> None:
     results = table({("a", "de", 0): [0.0] * 30, ("b", "de", 0): [0.5] * 30})
     row = compare(results, "b", "a", metric="ndcg", k=10).iloc[0]
     assert (row["low"], row["high"], row["verdict"]) == (0.5, 0.5, "better")
+    # Rounding is no deviation.
+    values = [0.1 * i + 1 / 3 for i in range(30)]
+    results = table({("a", "de", 0): values, ("b", "de", 0): [x + 0.1 for x in values]})
+    row = compare(results, "b", "a", metric="ndcg", k=10).iloc[0]
+    assert math.isnan(row["effect"])
+    assert (row["detectable"], row["users_needed"]) == (0, 0)
 
 
 def test_seeds_that_average_to_the_same_value_are_no_gain() -> None:
@@ -422,6 +452,13 @@ def test_effects_and_power_by_hand() -> None:
     reach = (scipy.stats.norm.ppf(0.975) + scipy.stats.norm.ppf(0.8)) * deviation
     assert row["detectable"] == pytest.approx(reach / 8**0.5)
     assert row["users_needed"] == pytest.approx((reach / np.mean(d)) ** 2)
+
+
+def test_relative_has_the_sign_of_the_difference() -> None:
+    """Also of a metric below zero, such as a log likelihood."""
+    results = table({("m", "de", 0): [-0.5] * 9, ("b", "de", 0): [-0.7] * 9})
+    row = compare(results, "m", "b", metric="ndcg", k=10).iloc[0]
+    assert row["relative"] == pytest.approx(0.2 / 0.7) and row["verdict"] == "better"
 
 
 def test_power_is_what_it_says() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -365,6 +366,13 @@ def test_attributes_travel_with_their_rows(rows: list[Row], more: list[Row], dat
         assert tag.split("/")[1:] == [str(row[1]), str(row[2]), str(row[3])]
 
 
+def test_categories_that_are_numbers_become_strings() -> None:
+    rows = [(0, 1, 0, 0, 1.0), (0, 2, 0, 1, 1.0)]
+    numbers = make(rows, attributes={"hour": pd.Categorical([7, 8])})
+    strings = make(rows, attributes={"hour": ["7", None]})
+    assert list(numbers.joined(strings).attributes["hour"]) == ["7", "7", "8", "(none)"]
+
+
 def test_attributes_that_do_not_fit_are_refused() -> None:
     rows = [(0, 1, 0, 0, 1.0), (0, 2, 0, 1, 1.0)]
     with pytest.raises(ValueError, match="'device' must have 2 values, got 1"):
@@ -417,6 +425,6 @@ def test_a_missing_or_odd_attribute_is_named(tmp_path: Path) -> None:
             prepare_log(
                 [path], tmp_path / "out", LogContract(time_unit="s", attributes=(attribute,))
             )
-    for wrong in (("segment",), ("a", "a"), ("",)):
-        with pytest.raises(ValueError, match="attributes must be different names of columns"):
+    for wrong in (("segment",), ("a", "a"), ("",), ("Hour", "hour"), ("LABEL",)):
+        with pytest.raises(ValueError, match="attributes must be names of columns that differ"):
             LogContract(attributes=wrong)

@@ -111,15 +111,6 @@ def test_every_metric_has_a_definition() -> None:
 
 # Against other systems.
 
-LISTS = st.lists(
-    st.tuples(
-        st.lists(st.integers(0, 30), unique=True, min_size=1, max_size=K),
-        st.sets(st.integers(0, 30), min_size=1),
-    ),
-    min_size=1,
-    max_size=6,
-)
-
 
 def random_users(seed: int, count: int = 200) -> list[tuple[list[int], set[int]]]:
     """Lists of K = 6 of 40 items, short ones and ones without a hit among them."""
@@ -136,15 +127,26 @@ def ours(name: str, users: list[tuple[list[int], set[int]]], k: int) -> np.ndarr
     return METRICS[name](*as_arrays(users), k)
 
 
-@pytest.mark.parametrize("k", [1, 3, 6])
-def test_ir_measures_agrees(k: int) -> None:
-    users = random_users(k)
+def has_list(users: list[tuple[list[int], set[int]]]) -> np.ndarray:
+    return np.array([bool(ranked) for ranked, _ in users])
+
+
+def ir_measures_input(
+    users: list[tuple[list[int], set[int]]],
+) -> tuple[list[ir_measures.Qrel], list[ir_measures.ScoredDoc]]:
     qrels = [ir_measures.Qrel(str(u), str(i), 1) for u, (_, rel) in enumerate(users) for i in rel]
     run = [
         ir_measures.ScoredDoc(str(u), str(i), -float(place))
         for u, (ranked, _) in enumerate(users)
         for place, i in enumerate(ranked)
     ]
+    return qrels, run
+
+
+@pytest.mark.parametrize("k", [1, 3, 6])
+def test_ir_measures_agrees(k: int) -> None:
+    users = random_users(k)
+    qrels, run = ir_measures_input(users)
     theirs = {
         "ndcg": ir_measures.nDCG @ k,
         "recall": ir_measures.R @ k,
@@ -276,6 +278,19 @@ def test_lists_at_their_extremes() -> None:
     assert diversity(np.array([[0, 1]]), twins, 2) == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_diversity_is_of_directions_whatever_their_lengths(size: float) -> None:
+    features = np.array([[3, 4], [3, 4], [-4, 3]], np.float32) * np.float32(size)
+    lists = np.array([[0, 1], [0, 2]])
+    np.testing.assert_allclose(diversity(lists, features, 2), [0, 1], atol=1e-6)
+
+
+def test_a_short_list_has_nothing_of_the_last_item() -> None:
+    features = np.ones((4, 2), np.float32)
+    features[3] = np.nan
+    assert diversity(np.array([[0, 1, -1]]), features, 3) == pytest.approx(0, abs=1e-6)
+
+
 def test_diversity_in_blocks_is_that_of_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(0)
     rows_UK = generator.permuted(np.tile(np.arange(20), (50, 1)), axis=1)[:, :K]
@@ -303,6 +318,14 @@ def test_rectools_agrees_on_lists(k: int) -> None:
     np.testing.assert_allclose(
         popularity(rows_UK, owners, num_users, k) * num_users, arp.sort_index()
     )
+    # Its distance is Hamming's: of sets of equal size, 2 * size * (1 - cosine).
+    features = generator.permuted(np.repeat([[1, 1, 1, 0, 0, 0, 0]], 40, axis=0), axis=1)
+    distances = rectools.metrics.PairwiseHammingDistanceCalculator(pd.DataFrame(features))
+    ild = rectools.metrics.IntraListDiversity(k=k, distance_calculator=distances)
+    # A list of one item has diversity 0 there, none here.
+    found = np.nan_to_num(diversity(rows_UK, features.astype(np.float32), k))
+    theirs = ild.calc_per_user(shown).sort_index()
+    np.testing.assert_allclose(2 * 3 * found, theirs, atol=1e-5)
     covered = rectools.metrics.CatalogCoverage(k=k, normalize=True).calc(shown, range(40))
     assert coverage(rows_UK, 40, k) == pytest.approx(covered)
 
@@ -322,9 +345,17 @@ def test_labels_equal_the_reference(rows: list[tuple[int, float]]) -> None:
     labels, p = ([row[i] for row in rows] for i in (0, 1))
     assert auc(labels, p) == pytest.approx(reference.auc(labels, p), nan_ok=True)
     assert log_loss(labels, p) == pytest.approx(reference.log_loss(labels, p), rel=1e-9)
-    bins = calibration_bins(labels, p)
-    assert bins["rows"].sum() == len(rows)
-    assert (bins["bin"] * (1 - 1e-12) <= 15 * bins["probability"]).all()
+    expected = reference.calibration_error(labels, p)
+    assert calibration_error(labels, p) == pytest.approx(expected, abs=1e-12)
+    assert calibration_bins(labels, p)["rows"].sum() == len(rows)
+
+
+def test_bins_hold_their_upper_bounds_and_nothing_above() -> None:
+    upper = np.arange(1, 16) / 15
+    np.testing.assert_array_equal(calibration_bins([1] * 15, upper)["bin"], range(15))
+    above = np.nextafter(upper[:-1], 1)
+    np.testing.assert_array_equal(calibration_bins([1] * 14, above)["bin"], range(1, 15))
+    assert calibration_bins([1], [0.0])["bin"].tolist() == [0]
 
 
 def test_calibration_equals_the_reference_and_knows_a_calibrated_model() -> None:
@@ -386,18 +417,33 @@ TOY = [
 def test_conventions_give_the_numbers_of_the_systems(
     name: str, first: float, second: float
 ) -> None:
-    hits_UK, num_relevant_U = as_arrays(TOY)
-    has_list_U = np.array([bool(ranked) for ranked, _ in TOY])
-    found = CONVENTIONS[name].of(hits_UK, num_relevant_U, has_list_U, 3)
+    found = CONVENTIONS[name].of(*as_arrays(TOY), has_list(TOY), 3)
     assert [round(value, 4) for value in found.values()] == [first, second]
     assert list(found) == ["precision" if name == "implicit" else "recall", "ndcg"]
 
 
+def test_ir_measures_itself_reports_the_comparable_convention() -> None:
+    users = [*random_users(60, 60), ([], {1, 2})]
+    found = CONVENTIONS["comparable"].of(*as_arrays(users), has_list(users), 5)
+    measures = {"recall": ir_measures.R @ 5, "ndcg": ir_measures.nDCG @ 5}
+    theirs = ir_measures.calc_aggregate(list(measures.values()), *ir_measures_input(users))
+    for name, measure in measures.items():
+        assert found[name] == pytest.approx(theirs[measure])
+
+
+def test_conventions_have_no_numbers_where_there_are_no_users() -> None:
+    nobody = np.zeros((0, 3), bool), np.zeros(0, np.int64), np.zeros(0, bool)
+    for convention in CONVENTIONS.values():
+        assert np.isnan(list(convention.of(*nobody, 3).values())).all()
+    without = np.zeros((1, 3), bool), np.ones(1, np.int64), np.zeros(1, bool)
+    assert np.isnan(list(CONVENTIONS["pytrec_eval"].of(*without, 3).values())).all()
+
+
 @pytest.mark.parametrize("k", [1, 3, 6])
 def test_rectools_itself_reports_its_convention(k: int) -> None:
-    users = random_users(40 + k)
+    users = [*random_users(40 + k, 60), ([], {1, 2})]
     shown, relevant = rectools_frames(users)
-    found = CONVENTIONS["rectools"].of(*as_arrays(users), np.ones(len(users), bool), k)
+    found = CONVENTIONS["rectools"].of(*as_arrays(users), has_list(users), k)
     assert found["ndcg"] == pytest.approx(rectools.metrics.NDCG(k=k).calc(shown, relevant))
     assert found["recall"] == pytest.approx(rectools.metrics.Recall(k=k).calc(shown, relevant))
 
@@ -430,7 +476,6 @@ def test_pytrec_eval_itself_reports_its_convention() -> None:
         str(u): {str(i): -float(p) for p, i in enumerate(r)} for u, (r, _) in enumerate(users) if r
     }
     theirs = pytrec_eval.RelevanceEvaluator(qrels, {"recall.5", "ndcg_cut.5"}).evaluate(run)
-    has_list_U = np.array([bool(ranked) for ranked, _ in users])
-    found = CONVENTIONS["pytrec_eval"].of(*as_arrays(users), has_list_U, 5)
+    found = CONVENTIONS["pytrec_eval"].of(*as_arrays(users), has_list(users), 5)
     for name, measure in (("recall", "recall_5"), ("ndcg", "ndcg_cut_5")):
         assert found[name] == pytest.approx(np.mean([v[measure] for v in theirs.values()]))

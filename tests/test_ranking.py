@@ -226,6 +226,29 @@ def test_two_stages_rank_what_the_first_retrieved(
         assert as_lists(shown)[user] == reference.rank(scores, k, (), set(first))
 
 
+@pytest.mark.parametrize("bound", [0.0, -0.0, 1e-38, 1e-40, -1e-40, 1.2e-38])
+def test_ties_at_the_bound_are_found_where_denormals_are_zero(bound: float) -> None:
+    scores_UN = torch.full((1, 100), bound)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor keeps denormals")
+    try:
+        ranked = rank(Matrix(scores_UN), torch.tensor([0]), 3)
+    finally:
+        torch.set_flush_denormal(False)
+    assert ranked.item_rows_UK.tolist() == [[0, 1, 2]]
+
+
+def test_scores_of_pairs_are_checked_like_others() -> None:
+    class Narrow(TwoMatrices):
+        def pair_scores(self, user_rows_B: Tensor, item_rows_BC: Tensor) -> Tensor:
+            return self.scores_UN[user_rows_B, :1]
+
+    with pytest.raises(ValueError, match=r"'us': scores must be float32 of shape \(6, 3\)"):
+        rank_in_two_stages(
+            Narrow(torch.zeros(6, 4), torch.zeros(6, 4)), torch.arange(6), 1, 3, segment="us"
+        )
+
+
 def test_two_stages_refuse_what_one_refuses() -> None:
     scores_UN = torch.zeros(6, 4)
     scores_UN[5, 2] = math.nan

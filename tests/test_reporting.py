@@ -10,7 +10,8 @@ from reclora.configs import FULL, AdapterConfig
 from reclora.files import read_parquet
 from reclora.ladder import rungs
 from reclora.pipelines.contenders import SUBJECT, Contender, Trained
-from reclora.pipelines.reporting import BASE, describe, lifts, segment_states
+from reclora.pipelines.reporting import describe, lifts, segment_states
+from reclora.pipelines.yardstick import BASE
 from reclora.report.text import interval, number, signed
 from reclora.splits import Windows
 from reclora.training import Training

@@ -22,6 +22,7 @@ from reclora.files import read_parquet, write_parquet
 from reclora.interactions import Interactions
 from reclora.ladder import rungs
 from reclora.pipelines import retrain as pipeline
+from reclora.pipelines.assessment import Assessment, Yardstick
 from reclora.pipelines.contenders import (
     ALONE,
     POOLED,
@@ -35,10 +36,11 @@ from reclora.pipelines.contenders import (
     contenders,
     train_contender,
 )
-from reclora.pipelines.reporting import BASE, Measured
+from reclora.pipelines.reporting import Measured
 from reclora.pipelines.retrain import Outcome, retrain
 from reclora.pipelines.run import LogSettings, RunFolder, RunSettings, Search
 from reclora.pipelines.settings import SettingsError
+from reclora.pipelines.yardstick import BASE
 from reclora.splits import SplitConfig, Windows, split
 from reclora.store import AdapterStore, BaseMismatch
 from reclora.training import Training, TrainingConfig
@@ -349,8 +351,9 @@ def test_what_validation_found_no_better_is_not_published(
         own,
         Training(curves, {name: 2 if name in helped else 0 for name in names}, 1),
     )
-    held_out = HeldOut(EvaluationConfig(), 30, ())
-    measured = Measured("this", pd.DataFrame(), [], [pooled, subject], held_out)
+    held_out = HeldOut(EvaluationConfig(), torch.zeros(30, dtype=torch.int64), 0, ())
+    assessment = Assessment(Yardstick("this", held_out, {}, base.users))
+    measured = Measured("this", pd.DataFrame(), assessment, 9.5, [], [pooled, subject])
     settings = small_settings(tmp_path, tmp_path / "log.parquet")
     release = pipeline.publish(settings, measured)
     served = [name for name in names if name not in helped] if parent_helps else []
@@ -369,6 +372,7 @@ def test_what_validation_found_no_better_is_not_published(
         assert release.segments[name].metrics == {
             "validation ndcg@10": 0.5 if name == "market 0" else 0.25,
             "validation ndcg@10 of the parent": 0.5 if name == "market 0" else 0.25,
+            "chosen on rows until": 9.5,
         }
 
 

@@ -8,7 +8,13 @@ import pandas as pd
 from reclora.comparison.values import Values, values_of
 
 
-def means(results: pd.DataFrame, *, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
+def means(
+    results: pd.DataFrame,
+    *,
+    confidence: float = 0.95,
+    seed: int = 0,
+    segment_intervals: bool = True,
+) -> pd.DataFrame:
     """The mean over users of each metric, seeds averaged per user first, with a bootstrap interval
     over users and seeds.
 
@@ -18,6 +24,7 @@ def means(results: pd.DataFrame, *, confidence: float = 0.95, seed: int = 0) -> 
         results: rows of `evaluate`.
         confidence: within 0 to 1.
         seed: of the bootstrap.
+        segment_intervals: whether segments have intervals, too: of thousands they take a while.
 
     Returns:
         scope, segment, model, metric, k, users, mean, low, high. The rows of scope "all" come
@@ -28,7 +35,7 @@ def means(results: pd.DataFrame, *, confidence: float = 0.95, seed: int = 0) -> 
         ValueError: a user has two values for one model, seed, metric and k, or lacks one that the
             model has for others.
     """
-    rows = []
+    rows: list[tuple[object, ...]] = []
     measures = results[["model", "metric", "k"]].drop_duplicates()
     for model, metric, k in measures.itertuples(index=False, name=None):
         of_measure = results[(results["metric"] == metric) & (results["k"] == k)]
@@ -40,7 +47,9 @@ def means(results: pd.DataFrame, *, confidence: float = 0.95, seed: int = 0) -> 
             (slice(0, matrix.shape[1]),),
         )
         for scope, segment, part in whole.groups():
-            low, high = part.interval(confidence, seed)
+            low, high = np.nan, np.nan
+            if segment_intervals or scope == "all":
+                low, high = part.interval(confidence, seed)
             mean = part.units_U.mean() if len(part.columns_UC) else np.nan
             users = len(part.columns_UC)
             rows.append((scope, segment, str(model), str(metric), k, users, mean, low, high))

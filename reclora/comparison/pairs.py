@@ -10,10 +10,8 @@ from numpy.typing import NDArray
 
 from reclora.comparison.resampling import sign_flip_p
 from reclora.comparison.values import UNIT, Values, values_of
-from reclora.comparison.verdicts import Effect, benjamini_hochberg, note, verdict
+from reclora.comparison.verdicts import ROUNDING, Effect, benjamini_hochberg, note, verdict
 from reclora.evaluation import check_name
-
-_ROUNDING = 1e-12
 
 
 def compare(
@@ -36,7 +34,13 @@ def compare(
 
     Where both models have the same seeds, a seed names one training of both (a pooled adapter and
     what stands on it), and their seeds are drawn together. The p-value is of these trained models:
-    it says nothing of other seeds.
+    it says nothing of other seeds; only the interval does, and too narrowly where seeds are few.
+    Simulated with seeds that deviate three times as much as the mean over users, intervals at
+    .95 missed a true zero for 28 % of 2 seeds, 15 % of 3, 10 % of 5 and 6 % of 10; one seed says
+    nothing of others.
+
+    p is at least 1e-4. Of more than 500 segments, then, a lone one that differs has q > .05 and is
+    not told; one in 500 must differ as clearly.
 
     Verdict: "better" or "worse" where the interval excludes zero, q is at most 1 - confidence, and
     a sign test over the users with d_u != 0 could decide if all agreed (six are needed at .95);
@@ -55,8 +59,8 @@ def compare(
         low, high, verdict, p, q, effect, relative, wins, losses, detectable, users_needed, note.
         First one row of scope "all", whose segment is empty and whose unit is (segment, user); then
         one of scope "segment" for each segment, by name. `effect` to `users_needed`: see
-        `reclora.comparison.verdicts.Effect`; `relative` is difference / baseline_mean; `note` says
-        why nothing can be told.
+        `reclora.comparison.verdicts.Effect`; `relative` is difference / |baseline_mean|; `note`
+        says why nothing can be told.
 
     Raises:
         ValueError: the model, baseline, metric or k is not in the table; a user has a value of one
@@ -67,16 +71,16 @@ def compare(
     """
     chosen = _only(results, metric, k)
     differences, means = _pair(chosen, model, baseline)
-    rows, places = [], np.arange(len(means))
-    for scope, segment, part in differences.groups():
-        inside = places if scope == "all" else places[differences.segments_U == segment]
+    rows = []
+    groups = zip(differences.groups(), means.groups(), strict=True)
+    for (scope, segment, part), (_, _, own) in groups:
         d_U = _without_dust(part.units_U)
         low, high = part.interval(confidence, seed)
         rows.append(
             (
                 scope,
                 segment,
-                means[inside],
+                own.columns_UC,
                 Effect.of(d_U, confidence),
                 low,
                 high,
@@ -108,7 +112,7 @@ def compare(
                 "p": p_value,
                 "q": q_value,
                 "effect": facts.pop("effect"),
-                "relative": effect.difference / baseline_mean if baseline_mean else np.nan,
+                "relative": effect.difference / abs(baseline_mean) if baseline_mean else np.nan,
                 **facts,
                 "note": note(found, effect, low, high, q_value, confidence),
             }
@@ -124,8 +128,8 @@ def _only(results: pd.DataFrame, metric: str, k: int) -> pd.DataFrame:
     return of_metric[of_metric["k"] == k]
 
 
-def _pair(results: pd.DataFrame, model: str, baseline: str) -> tuple[Values, NDArray[np.float64]]:
-    """The differences, and the means over seeds of both models, shape (U, 2).
+def _pair(results: pd.DataFrame, model: str, baseline: str) -> tuple[Values, Values]:
+    """The differences; and the means over seeds, of the model and of the baseline.
 
     Users to whom a metric gives no value (NaN) in either model are left out.
     """
@@ -140,12 +144,13 @@ def _pair(results: pd.DataFrame, model: str, baseline: str) -> tuple[Values, NDA
     known = ~(np.isnan(own).any(axis=1) | np.isnan(other).any(axis=1))
     own, other = own[known], other[known]
     segments_U = units[0]["segment"].astype(str).to_numpy(dtype=np.str_)[known]
-    means = np.stack([own.mean(axis=1), other.mean(axis=1)], axis=1)
+    means_U2 = np.stack([own.mean(axis=1), other.mean(axis=1)], axis=1)
+    means = Values(segments_U, means_U2, (slice(0, 1), slice(1, 2)))
     seeds = [list(side.columns) for side in sides]
     if seeds[0] == seeds[1]:
         return Values(segments_U, _without_dust(own - other), (slice(0, len(seeds[0])),)), means
     # What is taken from both sides changes no difference, but lets equal sides cancel out.
-    columns_UC = _without_dust(np.concatenate([own, other], axis=1) - means[:, 1:])
+    columns_UC = _without_dust(np.concatenate([own, other], axis=1) - means_U2[:, 1:])
     split = len(seeds[0])
     both = slice(0, split), slice(split, columns_UC.shape[1])
     return Values(segments_U, columns_UC, both, (1, -1)), means
@@ -153,12 +158,12 @@ def _pair(results: pd.DataFrame, model: str, baseline: str) -> tuple[Values, NDA
 
 def _without_dust(differences: NDArray[np.float64]) -> NDArray[np.float64]:
     """Three equal values may average to their neighbour; that is no difference."""
-    return np.where(np.abs(differences) < _ROUNDING, 0.0, differences)
+    return np.where(np.abs(differences) < ROUNDING, 0.0, differences)
 
 
 def _check_same(units: list[pd.DataFrame], names: tuple[str, str]) -> None:
     """Refuse units that only one of two models has (ValueError)."""
-    left, right = (frame.astype({"segment": "str"}) for frame in units)
+    left, right = units
     if left.equals(right):
         return
     merged = left.merge(right, on=UNIT, how="outer", indicator=True)

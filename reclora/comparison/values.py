@@ -43,7 +43,7 @@ class Values:
         """(scope, segment, values): all, whose segment is empty, then each segment by name."""
         yield "all", "", self
         names, starts = np.unique(self.segments_U, return_index=True)
-        ends = [*starts[1:], len(self.segments_U)]
+        ends = [*starts[1:], len(self.segments_U)][: len(names)]
         for name, start, end in zip(names, starts, ends, strict=True):
             part = slice(start, end)
             yield (
@@ -76,6 +76,8 @@ class Values:
 def values_of(results: pd.DataFrame, model: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The units of a model, sorted: segment, user_id; and their values, a column for each seed.
 
+    Segments are sorted as strings, whatever order a categorical column or numbers would have.
+
     Args:
         results: the rows of one metric and k.
 
@@ -83,6 +85,7 @@ def values_of(results: pd.DataFrame, model: str) -> tuple[pd.DataFrame, pd.DataF
         ValueError: a unit has two values for one seed, or none for one of the model's seeds.
     """
     own = results[results["model"] == model]
+    own = own.assign(segment=own["segment"].astype("str"))
     unit = own.groupby(UNIT, sort=True, observed=True).ngroup().to_numpy()
     units = own[UNIT].iloc[np.unique(unit, return_index=True)[1]].reset_index(drop=True)
     seeds, code = np.unique(own["seed"].to_numpy(), return_inverse=True)
@@ -94,11 +97,16 @@ def values_of(results: pd.DataFrame, model: str) -> tuple[pd.DataFrame, pd.DataF
             advice = (
                 "keep one run" if what == "two values" else "evaluate every seed on one HeldOut"
             )
+            user = _plain(units["user_id"][row])
             raise ValueError(
-                f"segment {units['segment'][row]!r}: user {units['user_id'][row]!r} has {what} of "
-                f"{metric}@{k} for {model!r} and seed {seeds[column]}; {advice} of each model and "
-                "seed"
+                f"segment {units['segment'][row]!r}: user {user!r} has {what} of {metric}@{k} for "
+                f"{model!r} and seed {seeds[column]}; {advice} of each model and seed"
             )
     matrix = np.empty((len(units), len(seeds)))
     matrix[unit, code] = own["value"].to_numpy()
     return units, pd.DataFrame(matrix, columns=seeds)
+
+
+def _plain(user_id: object) -> object:
+    """A user's identifier as Python writes it, not numpy."""
+    return user_id.item() if isinstance(user_id, np.generic) else user_id

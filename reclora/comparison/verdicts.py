@@ -7,10 +7,13 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import false_discovery_control, norm
+from scipy.special import ndtri
+from scipy.stats import false_discovery_control
 
 Verdict = Literal["better", "worse", "cannot tell"]
 
+ROUNDING = 1e-12
+"""Differences below it are of arithmetic: metrics are of the order of 1."""
 POWER = 0.8
 """The chance with which a difference is to be found: Cohen's convention."""
 
@@ -40,7 +43,7 @@ class Effect:
     difference: float
     """The mean of d_u."""
     effect: float
-    """difference / sd(d): Cohen's d_z; NaN where nobody differs or there is one user."""
+    """difference / sd(d): Cohen's d_z; NaN where all differ alike or there is one user."""
     wins: int
     """Users with d_u > 0."""
     losses: int
@@ -61,7 +64,8 @@ class Effect:
         users = len(differences_U)
         difference = float(differences_U.mean()) if users else np.nan
         deviation = float(differences_U.std(ddof=1)) if users > 1 else np.nan
-        reach = float(norm.ppf((1 + confidence) / 2) + norm.ppf(POWER)) * deviation
+        deviation = 0.0 if deviation < ROUNDING else deviation
+        reach = float(ndtri((1 + confidence) / 2) + ndtri(POWER)) * deviation
         return cls(
             users=users,
             difference=difference,

@@ -40,14 +40,16 @@ class HeldOut:
     """What lists are held against; made once by `hold_out`, used for every model and seed."""
 
     config: EvaluationConfig
-    item_counts_N: Tensor
-    """Interactions of each item in the seen log, int64."""
+    item_users_N: Tensor
+    """How many users of the seen log have each item, int64."""
+    num_seen_users: int
+    """Users of the seen log."""
     segments: tuple[HeldOutSegment, ...]
 
     @property
     def num_items(self) -> int:
         """N."""
-        return len(self.item_counts_N)
+        return len(self.item_users_N)
 
     @property
     def num_users(self) -> int:
@@ -133,8 +135,9 @@ def hold_out(
                 users_without_relevant=len(torch.unique(users)) - len(user_rows_U),
             )
         )
-    counts_N = torch.bincount(torch.from_numpy(seen.item_rows), minlength=len(seen.items))
-    return HeldOut(config, counts_N, tuple(segments))
+    owners_N = torch.bincount(seen_by_user.item_rows, minlength=len(seen.items))
+    num_seen_users = int((seen_by_user.sizes_U > 0).sum())
+    return HeldOut(config, owners_N, num_seen_users, tuple(segments))
 
 
 def _candidates(

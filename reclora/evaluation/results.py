@@ -6,6 +6,7 @@ hold_out  ->  evaluate, once per model and seed  ->  pd.concat  ->  means, compa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -53,11 +54,16 @@ def evaluate(
 def measure_stages(
     held_out: HeldOut, stages: dict[str, Lists], *, model: str, run: str, seed: int
 ) -> pd.DataFrame:
-    """The results of the lists of every stage; see `measure`."""
-    tables = [
-        measure(held_out, lists, model=stage_name(model, stage), run=run, seed=seed)
-        for stage, lists in stages.items()
-    ]
+    """The results of the lists of every stage, those of earlier stages also at their own length;
+    see `measure`.
+    """
+    tables = [measure(held_out, stages[""], model=model, run=run, seed=seed)]
+    for stage, lists in stages.items():
+        if stage:
+            config = held_out.config
+            longer = replace(config, ks=tuple(dict.fromkeys((*config.ks, config.retrieve))))
+            own = replace(held_out, config=longer)
+            tables.append(measure(own, lists, model=stage_name(model, stage), run=run, seed=seed))
     return tables[0] if len(tables) == 1 else pd.concat(tables, ignore_index=True)
 
 
@@ -114,7 +120,8 @@ def results_table(
     )
     sizes = [s.num_users for s in held_out.segments for _ in measures]
     table = blocks.loc[blocks.index.repeat(sizes)].reset_index(drop=True)
-    ids = pa.chunked_array([s.user_ids for s in held_out.segments for _ in measures])
+    kind = held_out.segments[0].user_ids.type if held_out.segments else pa.string()
+    ids = pa.chunked_array([s.user_ids for s in held_out.segments for _ in measures], kind)
     table.insert(4, "user_id", ids.to_pandas())
     table["value"] = np.concatenate([np.empty(0), *(v for each in values for v in each)])
     return table

@@ -72,10 +72,10 @@ class LogContract:
             raise ValueError(f"min_label must be a finite number or None, got {self.min_label}")
         if not 0 <= self.max_quarantined <= 1:
             raise ValueError(f"max_quarantined must be in 0..1, got {self.max_quarantined}")
-        own = {"", *REQUIRED, *OPTIONAL}
-        if own & {*self.attributes} or len({*self.attributes}) < len(self.attributes):
+        own, folded = {"", *REQUIRED, *OPTIONAL}, {name.casefold() for name in self.attributes}
+        if own & folded or len(folded) < len(self.attributes):
             raise ValueError(
-                "attributes must be different names of columns beside "
+                "attributes must be names of columns that differ in more than case, beside "
                 f"{', '.join((*REQUIRED, *OPTIONAL))}, got {list(self.attributes)}"
             )
 

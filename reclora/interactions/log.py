@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -76,7 +77,7 @@ class Interactions:
         item_rows: ArrayLike,
         timestamps: ArrayLike,
         weights: ArrayLike | None = None,
-        attributes: Mapping[str, ArrayLike | pd.Categorical] | None = None,
+        attributes: Mapping[str, Any] | None = None,
     ) -> "Interactions":
         """Sort n rows, given in any order, by (segment, timestamp, user row, item row, weight).
 
@@ -326,9 +327,12 @@ def _check_rows(name: str, rows: Rows, count: int) -> None:
         )
 
 
-def _categorical(values: ArrayLike | pd.Categorical) -> pd.Categorical:
-    if isinstance(values, pd.Categorical):
-        return values
+def _categorical(values: Any) -> pd.Categorical:
+    """Values as categories that are strings; one that is missing as a category of its own."""
+    if isinstance(values, pd.Categorical) and (values.codes >= 0).all():
+        names = pd.Index([str(name) for name in values.categories], dtype="str")
+        kept: pd.Categorical = pd.Categorical.from_codes(values.codes, names)
+        return values if values.categories.equals(names) else kept
     column = pd.Series(values, dtype=object)
     strings = column.where(column.notna(), NO_VALUE).astype("str")
     found: pd.Categorical = pd.Categorical(strings.array)

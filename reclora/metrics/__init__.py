@@ -52,6 +52,7 @@ DEFINITIONS: dict[str, str] = {
     "gini": "gini@k = Gini index of how often each candidate is shown: 0 evenly, near 1 only one",
     "auc": "auc = P(a positive row scores above a negative one), equal scores counting half",
     "log_loss": "log_loss = -mean(y log p + (1 - y) log(1 - p)), in nats",
+    "log_likelihood": "log_likelihood = mean over the user's rows of log p of what came about",
     "calibration_error": (
         "calibration_error = mean over rows, in 15 bins of p, of |share of positives - mean p|"
     ),

@@ -85,7 +85,7 @@ def calibration_bins(labels: ArrayLike, probabilities: ArrayLike) -> pd.DataFram
         ValueError: as `log_loss`.
     """
     is_positive, p = _checked(labels, probabilities, within_01=True)
-    bins = np.clip(np.ceil(p * BINS).astype(np.int64) - 1, 0, BINS - 1)
+    bins = np.searchsorted(np.arange(1, BINS) / BINS, p)
     rows = pd.DataFrame({"bin": bins, "probability": p, "positives": is_positive.astype(float)})
     groups = rows.groupby("bin", sort=True)
     return groups.agg(

@@ -55,17 +55,18 @@ def diversity(item_rows_UK: Lists, features_NF: NDArray[np.float32], k: int) -> 
     Source: Smyth and McClave, "Similarity vs. diversity", ICCBR 2001; as intra-list distance in
     Castells, Hurley and Vargas, "Novelty and Diversity in Recommender Systems", 2015, section 3.3.
     """
-    lengths_N1 = np.linalg.norm(features_NF, axis=1, keepdims=True)
-    unit_NF = features_NF / np.where(lengths_N1 > 0, lengths_N1, 1)
-    # Of n unit vectors: the sum over pairs of cosines is (|sum|^2 - sum of |v|^2) / 2.
-    squares_N = (lengths_N1[:, 0] > 0).astype(np.float64)
     values_U = np.empty(len(item_rows_UK))
     at_once = max(1, _FLOATS_AT_ONCE // (k * features_NF.shape[1]))
     for start in range(0, len(item_rows_UK), at_once):
         rows_Bk = item_rows_UK[start : start + at_once, :k]
         is_item_Bk = rows_Bk >= 0
-        sums_BF = (unit_NF[rows_Bk] * is_item_Bk[..., None]).sum(axis=1, dtype=np.float64)
-        squares_B = (squares_N[rows_Bk] * is_item_Bk).sum(axis=1)
+        own_BkF = np.where(is_item_Bk[..., None], features_NF[rows_Bk], 0)
+        # Squares of float32 overflow, or vanish, in float32.
+        lengths_Bk = np.sqrt(np.einsum("bkf,bkf->bk", own_BkF, own_BkF, dtype=np.float64))
+        scale_Bk = 1 / np.where(lengths_Bk > 0, lengths_Bk, 1)
+        # Of n unit vectors: the sum over pairs of cosines is (|sum|^2 - sum of |v|^2) / 2.
+        sums_BF = np.einsum("bkf,bk->bf", own_BkF, scale_Bk)
+        squares_B = (lengths_Bk > 0).sum(axis=1)
         n_B = is_item_Bk.sum(axis=1)
         pairs_B = n_B * (n_B - 1) / 2
         cosines_B = ((sums_BF**2).sum(axis=1) - squares_B) / 2

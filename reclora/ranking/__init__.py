@@ -3,10 +3,11 @@ users.
 """
 
 from reclora.ranking.catalogue import RankedLists, Scorer, rank
-from reclora.ranking.two_stages import TwoStageScorer, rank_in_two_stages
+from reclora.ranking.two_stages import PairScorer, TwoStageScorer, rank_in_two_stages
 from reclora.ranking.user_items import UserItems
 
 __all__ = [
+    "PairScorer",
     "RankedLists",
     "Scorer",
     "TwoStageScorer",

@@ -117,18 +117,25 @@ def _tile(
     scorer: Scorer, user_rows_B: Tensor, items: slice, candidates_N: Tensor | None, segment: str
 ) -> Tensor:
     """The scores of a tile, contiguous; -inf where an item is no candidate."""
-    scores_BC = scorer.scores(user_rows_B, items)
     shape = (len(user_rows_B), items.stop - items.start)
+    scores_BC = checked(scorer.scores(user_rows_B, items), shape, segment)
+    if candidates_N is not None:
+        # A score without an order stays one: no list is to be made of such a model.
+        closed_BC = ~candidates_N[items] & (scores_BC < math.inf)
+        scores_BC = scores_BC.masked_fill(closed_BC, -math.inf)
+    return scores_BC.contiguous()
+
+
+def checked(scores_BC: Tensor, shape: tuple[int, int], segment: str) -> Tensor:
+    """What a scorer gave, without its graph and on the CPU; another shape or type is refused
+    (ValueError).
+    """
     if scores_BC.shape != shape or scores_BC.dtype != torch.float32:
         raise ValueError(
             f"segment {segment!r}: scores must be float32 of shape {shape}, "
             f"got {scores_BC.dtype} of shape {tuple(scores_BC.shape)}"
         )
-    if candidates_N is not None:
-        # A score without an order stays one: no list is to be made of such a model.
-        closed_BC = ~candidates_N[items] & (scores_BC < math.inf)
-        scores_BC = scores_BC.masked_fill(closed_BC, -math.inf)
-    return scores_BC.detach().contiguous()
+    return scores_BC.detach().cpu()
 
 
 def check_order(scores_BC: Tensor, user_rows_B: Tensor, item_rows_BC: Tensor, segment: str) -> None:

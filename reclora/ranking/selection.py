@@ -26,6 +26,7 @@ Number = TypeVar("Number", np.int64, np.float32)
 _GROUP = 16
 """Items of a group: fewer maxima to look through against more scores behind each of them."""
 _HALVINGS = 10
+_TINY = np.finfo(np.float32).tiny
 _LOW = np.int64(0xFFFFFFFF)
 _BELOW_SIGN = np.int32(0x7FFFFFFF)
 _LOWEST = np.float32(-np.inf)
@@ -69,8 +70,7 @@ def keep_best(
         seen = _part(seen_items[seen_offsets_B1[b] : seen_offsets_B1[b + 1]], first_item, num_items)
         if not is_full and num_groups >= k:
             _leave_out(seen, first_item, scores, num_groups, maxima)
-            # The bound itself may enter: the floor is the number just below it.
-            floor = np.nextafter(_bound(maxima[:num_groups], k), _LOWEST)
+            floor = _just_below(_bound(maxima[:num_groups], k))
         for c in columns[: _columns_above(floor, scores, num_groups, maxima, columns)]:
             if not _holds(seen, first_item + c):
                 keys[count] = _key(scores[c], bits[c], first_item + c)
@@ -180,6 +180,19 @@ def _bound(values: NDArray[np.float32], k: int) -> np.float32:
         else:
             high = middle
     return low
+
+
+@compiled
+def _just_below(bound: np.float32) -> np.float32:
+    """A floor that the bound itself is above.
+
+    Around zero it is the first number that is not denormal: processors may be told to take those
+    for zero.
+    """
+    if -_TINY < bound <= _TINY:
+        return np.float32(-_TINY)
+    below: np.float32 = np.nextafter(bound, _LOWEST)
+    return below
 
 
 @compiled

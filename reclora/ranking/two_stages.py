@@ -13,21 +13,26 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from reclora.ranking.catalogue import RankedLists, Scorer, check_order, rank
+from reclora.ranking.catalogue import RankedLists, Scorer, check_order, checked, rank
 from reclora.ranking.user_items import UserItems
 
 _PAIRS_AT_ONCE = 2**18
 
 
 @runtime_checkable
-class TwoStageScorer(Scorer, Protocol):
+class PairScorer(Protocol):
+    """What scores some items for each user."""
+
+    def pair_scores(self, user_rows_B: Tensor, item_rows_BC: Tensor) -> Tensor:
+        """Scores of each user's own C items, float32, shape (B, C)."""
+
+
+@runtime_checkable
+class TwoStageScorer(Scorer, PairScorer, Protocol):
     """A scorer whose score has a cheap first part."""
 
     def retriever(self) -> Scorer:
         """The first stage, over the same items."""
-
-    def pair_scores(self, user_rows_B: Tensor, item_rows_BC: Tensor) -> Tensor:
-        """Whole scores of each user's own C items, float32, shape (B, C)."""
 
 
 def rank_in_two_stages(
@@ -76,7 +81,8 @@ def _rank_pairs(
     scorer: TwoStageScorer, user_rows_B: Tensor, item_rows_BC: Tensor, k: int, segment: str
 ) -> RankedLists:
     is_item_BC = item_rows_BC >= 0
-    scores_BC = scorer.pair_scores(user_rows_B, item_rows_BC.clamp(min=0))
+    B, C = item_rows_BC.shape
+    scores_BC = checked(scorer.pair_scores(user_rows_B, item_rows_BC.clamp(min=0)), (B, C), segment)
     scores_BC = scores_BC.masked_fill(~is_item_BC, -math.inf)
     check_order(scores_BC, user_rows_B, item_rows_BC, segment)
     scores_BC, order_BC = scores_BC.sort(dim=1, descending=True, stable=True)

@@ -5,7 +5,7 @@ It opens offline, in light and dark, and prints. Everything on it is computed fr
 the page they are inert text, whatever they spell.
 """
 
-from reclora.report.contents import Report
+from reclora.report.contents import Report, Section
 from reclora.report.page import write_report
 
-__all__ = ["Report", "write_report"]
+__all__ = ["Report", "Section", "write_report"]

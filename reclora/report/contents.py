@@ -12,13 +12,23 @@ _COLUMNS = {
     "means": ("scope", "segment", "model", "metric", "k", "users", "mean"),
     "lifts": (
         *("model", "baseline", "metric", "k", "scope", "segment", "users"),
-        *("baseline_mean", "model_mean", "difference", "low", "high", "verdict"),
+        *("baseline_mean", "model_mean", "difference", "low", "high", "verdict", "q", "note"),
     ),
     "segments": ("segment",),
     "curves": ("model", "segment", "epoch", "value"),
     "split": ("window", "first", "last", "rows", "users", "items"),
 }
+MAY_BE_EMPTY = ("curves", "split")
 _KEY = ["model", "baseline", "metric", "k", "scope", "segment"]
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """A table with a heading and a line on what it says."""
+
+    title: str
+    text: str
+    table: pd.DataFrame
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,13 +56,14 @@ class Report:
     lifts: pd.DataFrame
     """model, baseline, metric, k, scope, segment, users, baseline_mean, model_mean, difference
     (model less baseline), low, high (95 % paired bootstrap over users; NaN where there is none),
-    verdict: "better" only where low > 0, "worse" only where high < 0, or "cannot tell"."""
+    verdict: "better" only where low > 0, "worse" only where high < 0, or "cannot tell"; q (of the
+    randomisation test, corrected for the number of segments), note (why nothing can be told)."""
     segments: pd.DataFrame
     """segment, and any columns that say how large it is and how its adapter came out."""
     curves: pd.DataFrame
     """model, segment (empty for all together), epoch, value on validation; may be empty."""
     split: pd.DataFrame
-    """window, first, last (timestamps), rows, users, items."""
+    """window, first, last (timestamps), rows, users, items; may be empty."""
     data_quality: Mapping[str, int | str]
     definitions: Mapping[str, str]
     """Metric -> its formula and edge rule."""
@@ -63,6 +74,8 @@ class Report:
     """The command that gives these numbers again."""
     notes: Sequence[str] = ()
     """What a reader must know beside the numbers."""
+    sections: Sequence[Section] = ()
+    """What else was measured."""
 
     def __post_init__(self) -> None:
         for name, wanted in _COLUMNS.items():
@@ -91,7 +104,7 @@ class Report:
 
 def _check_columns(name: str, frame: pd.DataFrame, wanted: Sequence[str]) -> None:
     missing = [column for column in wanted if column not in frame.columns]
-    if missing and not (name == "curves" and frame.empty):
+    if missing and not (name in MAY_BE_EMPTY and frame.empty):
         raise ValueError(f"{name} need the columns {missing}; they have {list(frame.columns)}")
 
 

@@ -70,7 +70,8 @@ def _page(report: Report) -> str:
         comparisons=report.lifts[report.lifts["scope"] == "all"].to_dict("records"),
         segments=_table(report.segments),
         curves_figure=curves_figure(report, {lift["segment"] for lift in charted}),
-        split=_table(report.split),
+        split=None if report.split.empty else _table(report.split),
+        sections=[(section, _table(section.table)) for section in report.sections],
         settings=list(_flat(report.settings)),
         plotlyjs=Markup(get_plotlyjs()),
     )

@@ -55,7 +55,9 @@ def short(value: Any, longest: int = 120) -> Any:
 
 
 def metric_at(metric: str, k: int) -> str:
-    return f"{metric.upper() if metric == 'ndcg' else metric}@{k}"
+    """The name of a metric at a list length; of one that has none (k = 0), the name alone."""
+    name = metric.upper() if metric in ("ndcg", "mrr", "map") else metric
+    return f"{name}@{k}" if k else name
 
 
 def number(value: float) -> str:

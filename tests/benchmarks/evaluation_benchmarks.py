@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Final
 
-from . import ranking_ways
+from . import measuring, ranking_ways
 from .engine_worlds import alone
 from .harness import Figure, measures
 from .ranking_ways import USERS, K
@@ -59,3 +59,22 @@ def memory() -> Figure:
     lists = USERS * K * (8 + 4)
     extra = alone(ranking_ways.extra_memory, 100_000) - lists
     return Figure("rank_extra_memory_mb", extra / 1e6, "MB", "<= 32")
+
+
+@measures("metrics_us_per_user")
+def metrics() -> Figure:
+    """Recall and NDCG at 10 and 20 of 100,000 users, structures included."""
+    ours = alone(measuring.our_metrics, 100_000)
+    peer = alone(measuring.rectools_metrics, 100_000)
+    print(f"metrics, CPU-us a user: RecTools {version('rectools')} {peer:.1f}")
+    return Figure("metrics_us_per_user", ours, "CPU-us", "<= 2")
+
+
+@measures("bootstrap_20000x1000_cpu_s")
+def bootstrap() -> Figure:
+    """1,000 samples of 20,000 users."""
+    ours = alone(measuring.our_bootstrap, 20_000)
+    print(
+        f"bootstrap, CPU-s: SciPy {version('scipy')} {alone(measuring.scipy_bootstrap, 20_000):.2f}"
+    )
+    return Figure("bootstrap_20000x1000_cpu_s", ours, "CPU-s", "<= 0.05")

@@ -1,0 +1,256 @@
+"""What is measured of every model, alike: relevance, slices, what its lists are like, labels.
+
+Models come one after the other, seed by seed; then the tables are compared and written.
+
+| file | a row is |
+|---|---|
+| results.parquet | the value of a metric for a user |
+| comparison.parquet | the difference of two models, in all or in a segment |
+| slices.parquet | the same in a slice of the test rows, on the headline metric |
+| lists.parquet | what a model's lists are like: novelty, popularity, coverage, ... |
+| conventions.parquet | what other systems would report of a model's lists |
+| labels.parquet | how a model's scores fit labels, where there are some |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from reclora.comparison import compare, means
+from reclora.evaluation import (
+    HeldOut,
+    LabelledRows,
+    Lists,
+    Slice,
+    headline_of,
+    measure,
+    measure_catalogue,
+    measure_labels,
+    measure_lists,
+    measure_slice,
+    measure_stages,
+    probabilities,
+    recommend,
+    user_log_likelihoods,
+)
+from reclora.files import write_parquet
+from reclora.interactions import IdMap
+from reclora.metrics import CONVENTIONS
+from reclora.ranking import PairScorer, Scorer
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What models are held against, the same for all of them."""
+
+    run: str
+    held_out: HeldOut
+    slices: dict[str, Slice]
+    users: IdMap
+    features_NF: NDArray[np.float32] | None = None
+    """Of items: with them lists have a diversity."""
+    current: Lists | None = None
+    """The lists of the current release: with them lists have an overlap with it."""
+    labelled: LabelledRows | None = None
+    labelled_unknown: int = 0
+    """Labelled rows that were dropped: the base does not know the user or the item."""
+
+
+@dataclass(frozen=True)
+class ModelTables:
+    """The tables of one model and seed."""
+
+    model: str
+    results: pd.DataFrame
+    lists: pd.DataFrame
+    catalogue: pd.DataFrame
+    conventions: pd.DataFrame
+    slices: dict[str, pd.DataFrame]
+    labels: pd.DataFrame
+
+
+@dataclass
+class Assessment:
+    """The tables of all models and seeds."""
+
+    yardstick: Yardstick
+    parts: list[ModelTables] = field(default_factory=list)
+
+    def rank(self, model: str, scorer_of: Callable[[str], Scorer], seed: int = 0) -> None:
+        """Rank with a model, and measure.
+
+        Raises:
+            ValueError: a scorer has another catalogue, or a score is NaN or +inf; it names the
+                segment.
+        """
+        stages = recommend(self.yardstick.held_out, scorer_of, model=model)
+        self.parts.append(_measured(self.yardstick, stages, scorer_of, model, seed))
+
+    def take(self, model: str, lists: Lists) -> None:
+        """Measure lists that some other system made."""
+        self.parts.append(_measured(self.yardstick, {"": lists}, None, model, 0))
+
+    @property
+    def models(self) -> list[str]:
+        """The models, in the order in which they came."""
+        return list(dict.fromkeys(part.model for part in self.parts))
+
+    @property
+    def results(self) -> pd.DataFrame:
+        """The long results table: run, model, segment, seed, user_id, metric, k, value."""
+        return pd.concat([part.results for part in self.parts], ignore_index=True)
+
+    @property
+    def lists(self) -> pd.DataFrame:
+        """What lists are like: scope, segment, model, metric, k, users, mean, low, high.
+
+        Of segments there are no intervals. Coverage and gini are of all lists together: they have
+        no users and no interval, and are averaged over seeds.
+        """
+        rows = pd.concat([part.lists for part in self.parts], ignore_index=True)
+        own = [means(rows, segment_intervals=False)] if len(rows) else []
+        catalogue = pd.concat([part.catalogue for part in self.parts], ignore_index=True)
+        keys = ["scope", "segment", "model", "metric", "k"]
+        values = catalogue.groupby(keys, sort=False)["value"].mean()
+        return pd.concat([*own, values.rename("mean").reset_index()], ignore_index=True)
+
+    @property
+    def conventions(self) -> pd.DataFrame:
+        """model, convention, metric, k, value: means over seeds, all segments together."""
+        table = pd.concat([part.conventions for part in self.parts], ignore_index=True)
+        keys = ["model", "convention", "metric", "k"]
+        return table.groupby(keys, sort=False)["value"].mean().reset_index()
+
+    @property
+    def labels(self) -> pd.DataFrame:
+        """run, model, scope, segment, seed, rows, positives, metric, value; or empty."""
+        return pd.concat([part.labels for part in self.parts], ignore_index=True)
+
+    def slices(self, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+        """slice, value, and the columns of `compare`, on the headline metric.
+
+        q is corrected for the values of a slice.
+        """
+        headline = headline_of(self.yardstick.held_out).config
+        tables = []
+        for name in self.yardstick.slices:
+            rows = pd.concat([part.slices[name] for part in self.parts], ignore_index=True)
+            for model, baseline in pairs:
+                table = compare(rows, model, baseline, metric=headline.metrics[0], k=headline.ks[0])
+                each = table[table["scope"] == "segment"]
+                tables.append(each.rename(columns={"segment": "value"}).drop(columns="scope"))
+                tables[-1].insert(0, "slice", name)
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+    def write(self, folder: Path, comparison: pd.DataFrame, slices: pd.DataFrame) -> None:
+        """Write the tables of the run that have rows, all but the results, into its folder.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        tables = {
+            "comparison": comparison,
+            "slices": slices,
+            "lists": self.lists,
+            "conventions": self.conventions,
+            "labels": self.labels,
+        }
+        for name, table in tables.items():
+            if len(table):
+                write_table(folder / f"{name}.parquet", table)
+
+
+def compare_all(results: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Every (model, baseline) on every metric and k that both have; see `compare`."""
+    measures = results[["metric", "k"]].drop_duplicates().itertuples(index=False, name=None)
+    tables = []
+    for metric, k in measures:
+        rows = results[(results["metric"] == metric) & (results["k"] == k)]
+        have = set(rows["model"])
+        tables += [
+            compare(rows, model, baseline, metric=str(metric), k=int(k))
+            for model, baseline in pairs
+            if {model, baseline} <= have
+        ]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as Parquet, whole or not at all."""
+    write_parquet(path, pa.Table.from_pandas(table, preserve_index=False))
+
+
+def _measured(
+    yardstick: Yardstick,
+    stages: dict[str, Lists],
+    scorer_of: Callable[[str], Scorer] | None,
+    model: str,
+    seed: int,
+) -> ModelTables:
+    """Everything of one model and seed; `scorer_of` scores labelled rows."""
+    held_out, shown, run = yardstick.held_out, stages[""], yardstick.run
+    results = measure_stages(held_out, stages, model=model, run=run, seed=seed)
+    labels = pd.DataFrame()
+    rows = yardstick.labelled
+    if rows is not None and scorer_of is not None and _scores_pairs(rows, scorer_of):
+        p = probabilities(rows, scorer_of)
+        labels = measure_labels(rows, p, model=model, run=run, seed=seed)
+        fit = user_log_likelihoods(rows, p, yardstick.users, model=model, run=run, seed=seed)
+        results = pd.concat([results, fit], ignore_index=True)
+    return ModelTables(
+        model=model,
+        results=results,
+        lists=measure_lists(
+            held_out,
+            shown,
+            model=model,
+            run=run,
+            seed=seed,
+            features_NF=yardstick.features_NF,
+            others=yardstick.current,
+        ),
+        catalogue=measure_catalogue(held_out, shown, model=model, run=run, seed=seed),
+        conventions=_conventions(held_out, shown, model),
+        slices={
+            name: measure_slice(
+                parts,
+                lambda part: measure(headline_of(part), shown, model=model, run=run, seed=seed),
+            )
+            for name, parts in yardstick.slices.items()
+        },
+        labels=labels,
+    )
+
+
+def _scores_pairs(rows: LabelledRows, scorer_of: Callable[[str], Scorer]) -> bool:
+    """Whether a model says anything of a pair; popularity orders, and gives no chances."""
+    return isinstance(scorer_of(str(rows.segments[0])), PairScorer)
+
+
+def _conventions(held_out: HeldOut, lists: Lists, model: str) -> pd.DataFrame:
+    """What every convention reports of the lists, at every k."""
+    segments = [s for s in held_out.segments if s.num_users]
+    longest = max(held_out.config.ks)
+    hits, listed = [], []
+    for segment in segments:
+        item_rows_UK = lists.of(segment, longest)
+        positions_U = torch.arange(segment.num_users)
+        hits.append(segment.relevant.contains(positions_U, item_rows_UK).numpy())
+        listed.append((item_rows_UK[:, 0] >= 0).numpy())
+    num_relevant_U = np.concatenate([s.relevant.sizes_U.numpy() for s in segments])
+    hits_UK, has_list_U = np.concatenate(hits), np.concatenate(listed)
+    rows = [
+        (model, name, metric, k, value)
+        for name, convention in CONVENTIONS.items()
+        for k in held_out.config.ks
+        for metric, value in convention.of(hits_UK, num_relevant_U, has_list_U, k).items()
+    ]
+    return pd.DataFrame(rows, columns=["model", "convention", "metric", "k", "value"])

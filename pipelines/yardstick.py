@@ -1,0 +1,140 @@
+"""What the models of a run are held against on test, and the models that need no training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import torch
+from torch import Tensor
+
+from reclora.base import BaseModel
+from reclora.evaluation import ForeignError, LabelledRows, read_labelled, recommend, slices_of
+from reclora.evaluation.plain import PlainTable
+from reclora.interactions import IdMap
+from reclora.popularity import popularity
+from reclora.ranking import Scorer
+from reclora.splits import LeakageError, Windows
+
+from .assessment import Yardstick
+from .pretrain import hold_out_some
+from .run import RunSettings
+
+BASE = "frozen base"
+POPULARITY_ALL, POPULARITY_RECENT = "segment popularity, all time", "segment popularity, recent"
+
+ScorerOf = Callable[[str], Scorer]
+
+
+def yardstick_of(
+    settings: RunSettings,
+    base: BaseModel,
+    windows: Windows,
+    run: str,
+    current: ScorerOf | None = None,
+) -> Yardstick:
+    """The test window, its slices, what items are like, what is current, and labelled rows.
+
+    Args:
+        current: the scorers of the current release: lists have an overlap with its lists.
+
+    Raises:
+        ValueError: the test window holds nothing new for anybody; a file of candidates or labels is
+            not what it should be.
+        LeakageError: labelled rows are earlier than the test window.
+    """
+    seen = windows.pretrain.joined(windows.train).joined(windows.validation)
+    given = candidates_of(settings, base.items, windows.test.segment_names)
+    held_out = hold_out_some("the test window", windows.test, seen, settings.evaluation, given)
+    lists = None
+    if current is not None:
+        lists = recommend(held_out, current, model="the current release")[""]
+    labelled, unknown = _labelled(settings, base, windows) if settings.labelled else (None, 0)
+    return Yardstick(
+        run=run,
+        held_out=held_out,
+        slices=slices_of(held_out, windows.test, seen),
+        users=base.users,
+        features_NF=base.item_table.materialised().numpy(),
+        current=lists,
+        labelled=labelled,
+        labelled_unknown=unknown,
+    )
+
+
+def split_notes(settings: RunSettings) -> list[str]:
+    """What a reader must know of how the log was cut."""
+    notes = []
+    if settings.split.by != "global_time":
+        notes.append(
+            "The split is by each user's own time: a user's future never trains that user, but "
+            "other users' later interactions may have."
+        )
+        if settings.labelled:
+            notes.append(
+                "So it cannot be checked that no model was trained on the labelled rows: give rows "
+                "that are in no window before test."
+            )
+    if settings.split.k_core:
+        notes.append(
+            f"Only the {settings.split.k_core}-core of the log was used, counted over the whole of "
+            "it: users and items were kept by what comes later, which flatters every model."
+        )
+    return notes
+
+
+def untrained(base: BaseModel, windows: Windows) -> dict[str, ScorerOf]:
+    """What needs no training: both popularities and the frozen base."""
+    frozen = base.scorer()
+    before_test = windows.pretrain.joined(windows.train).joined(windows.validation)
+    return {
+        POPULARITY_ALL: popularity(before_test),
+        POPULARITY_RECENT: popularity(windows.train),
+        BASE: lambda segment: frozen,
+    }
+
+
+def candidates_of(
+    settings: RunSettings, items: IdMap, segments: tuple[str, ...]
+) -> dict[str, Tensor] | None:
+    """Which items are ranked for each segment, where the settings name a file of them.
+
+    Raises:
+        ForeignError: the file lacks item_id; or a segment has no candidate that the base knows.
+    """
+    if settings.candidates is None:
+        return None
+    table = PlainTable.read(settings.candidates, ("item_id",))
+    try:
+        item_rows = items.rows_of(table.whole("item_id"))
+    except TypeError as error:
+        raise ForeignError(f"{settings.candidates}: {error}") from error
+    names = table.segments
+    codes = table.codes(names)
+    masks = {}
+    for segment in segments:
+        # Without a column every row is of every segment.
+        own = codes == (names.index(segment) if segment in names else -1)
+        chosen = item_rows[(own if "segment" in table else codes >= 0) & (item_rows >= 0)]
+        if not len(chosen):
+            raise ForeignError(
+                f"{settings.candidates}: segment {segment!r} has no candidate that the base knows"
+            )
+        masks[segment] = torch.zeros(len(items), dtype=torch.bool)
+        masks[segment][torch.from_numpy(chosen)] = True
+    return masks
+
+
+def _labelled(settings: RunSettings, base: BaseModel, windows: Windows) -> tuple[LabelledRows, int]:
+    rows, unknown, first = read_labelled(
+        settings.labelled, base.users, base.items, settings.log.contract
+    )
+    begin = int(windows.test.timestamps.min())
+    if settings.split.by == "global_time" and first is not None and first < begin:
+        moments = [datetime.fromtimestamp(moment / 1e6, UTC) for moment in (first, begin)]
+        raise LeakageError(
+            f"{settings.labelled[0]}: labelled rows begin at {moments[0]}, before the test window "
+            f"does, at {moments[1]}: models may have been trained on them; keep those of the test "
+            "window"
+        )
+    return rows, unknown

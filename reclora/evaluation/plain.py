@@ -1,0 +1,183 @@
+"""A plain Parquet table of any other system, column by column; errors name file, column and row."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from reclora.files import read_parquet
+from reclora.interactions import IdMap
+
+EVERYBODY = "all"
+"""The segment of tables without one."""
+
+
+class ForeignError(ValueError):
+    """A table that cannot be read as lists or as a log; the message names file, column and row."""
+
+
+@dataclass(frozen=True)
+class PlainTable:
+    """The columns of a file that are asked for; `segment` too where there is one."""
+
+    path: Path
+    table: pa.Table
+
+    @classmethod
+    def read(cls, path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> PlainTable:
+        """Read the columns that are required, and of the optional ones those that are there.
+
+        Raises:
+            ForeignError: it is no Parquet file, has no rows, or lacks a required column or has one
+                twice.
+            OSError: it cannot be read.
+        """
+        try:
+            table = read_parquet(path)
+        except pa.ArrowException as error:
+            raise ForeignError(f"{path} is no Parquet file: {error}") from error
+        if not len(table):
+            raise ForeignError(f"{path} has no rows")
+        for name in table.column_names:
+            if name in (*required, *optional, "segment") and table.column_names.count(name) > 1:
+                raise ForeignError(f"{path} has the column {name!r} twice; keep one")
+        for name in required:
+            if name not in table.column_names:
+                near = difflib.get_close_matches(name, table.column_names, n=1)
+                hint = f"; rename {near[0]!r}" if near else ""
+                raise ForeignError(
+                    f"{path} has no column {name!r}, it has {table.column_names}{hint}"
+                )
+        wanted = {*required, *optional, "segment"}
+        return cls(path, table.select([n for n in table.column_names if n in wanted]))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.table.column_names
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def error(self, column: str, what: str, row: int) -> ForeignError:
+        """What is wrong in a row, counted from 0."""
+        return ForeignError(f"{self.path}, column {column}, row {row:,} (from 0): {what}")
+
+    def whole(self, name: str) -> pa.ChunkedArray:
+        """A column without nulls.
+
+        Raises:
+            ForeignError: a value is null.
+        """
+        column = self.table[name]
+        if column.null_count:
+            raise self.error(name, "null", pc.index(pc.is_null(column), True).as_py())
+        return column
+
+    def ids(self, name: str) -> IdMap:
+        """The distinct identifiers of a column, ascending.
+
+        Raises:
+            ForeignError: they are neither strings nor integers, or one is null.
+        """
+        column = self.whole(name)
+        try:
+            return IdMap.of(column)
+        except (TypeError, ValueError) as error:
+            raise ForeignError(f"{self.path}, column {name}: {error}") from error
+
+    def numbers(self, name: str) -> NDArray[Any]:
+        """A column of numbers, integers as integers.
+
+        Raises:
+            ForeignError: it holds something else, a null or a NaN.
+        """
+        column = self.whole(name)
+        if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+            raise ForeignError(f"{self.path}: column {name} must be numbers, got {column.type}")
+        values: NDArray[Any] = column.to_numpy()
+        wrong = np.flatnonzero(np.isnan(values))
+        if wrong.size:
+            raise self.error(name, "NaN", int(wrong[0]))
+        return values
+
+    @property
+    def has_integer_times(self) -> bool:
+        """Whether there is a timestamp that does not know its unit."""
+        return "timestamp" in self and pa.types.is_integer(self.table["timestamp"].type)
+
+    def timestamps(self) -> NDArray[np.int64] | None:
+        """Microseconds of Parquet timestamps, integers as they are; None without the column.
+
+        Raises:
+            ForeignError: it holds something else, or a null.
+        """
+        if "timestamp" not in self:
+            return None
+        column = self.whole("timestamp")
+        if pa.types.is_timestamp(column.type):
+            column = column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(pa.int64())
+        if not pa.types.is_integer(column.type):
+            raise ForeignError(
+                f"{self.path}: column timestamp must be Parquet timestamps or integers, "
+                f"got {column.type}"
+            )
+        return np.asarray(column.to_numpy(), np.int64)
+
+    @property
+    def segments(self) -> list[str]:
+        """The distinct segments; that of everybody where there is no such column."""
+        if "segment" not in self:
+            return [EVERYBODY]
+        return [str(name) for name in pc.unique(self._segment_column()).to_pylist()]
+
+    def strings(self, name: str) -> list[str | None]:
+        """A column as strings; None where it has no value.
+
+        Raises:
+            ForeignError: its values cannot be written as strings.
+        """
+        column = self.table[name]
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        try:
+            values: list[str | None] = column.cast(pa.large_string()).to_pylist()
+        except pa.ArrowException as error:
+            raise ForeignError(f"{self.path}, column {name}: {error}") from error
+        return values
+
+    def codes(self, names: Sequence[str]) -> NDArray[np.int64]:
+        """The position in `names` of the segment of each row; -1 for one that is not in them."""
+        if "segment" not in self:
+            return np.full(len(self), names.index(EVERYBODY))
+        return IdMap(list(names)).rows_of(self._segment_column())
+
+    def _segment_column(self) -> pa.ChunkedArray:
+        column = self.whole("segment")
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+            raise ForeignError(f"{self.path}: column segment must be strings, got {column.type}")
+        return column
+
+
+def ids_of_all(tables: Sequence[PlainTable], name: str) -> IdMap:
+    """The map of all identifiers of some tables, ascending.
+
+    Raises:
+        ForeignError: as `PlainTable.ids`; or they are strings here and integers there.
+    """
+    maps = [table.ids(name) for table in tables]
+    for table, ids in zip(tables, maps, strict=True):
+        if ids.ids.type != maps[0].ids.type:
+            raise ForeignError(
+                f"{name} is {maps[0].ids.type} in {tables[0].path} and {ids.ids.type} in "
+                f"{table.path}; write both as strings or both as integers"
+            )
+    return IdMap.of(pa.concat_arrays([ids.ids for ids in maps]))

@@ -1,0 +1,305 @@
+"""The verb `evaluate`: releases of a store and lists of other systems, to tables, page and code."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from reclora.base import BaseModel
+from reclora.evaluation import EvaluationConfig, ForeignError
+from reclora.files import read_parquet
+from reclora.interactions import Interactions
+from reclora.metrics import CONVENTIONS
+from reclora.pipelines.assessment import compare_all
+from reclora.pipelines.contenders import SUBJECT
+from reclora.pipelines.evaluate import evaluate_files, evaluate_releases
+from reclora.pipelines.live import KNOWN_UNTIL, scorer_of_release
+from reclora.pipelines.retrain import retrain
+from reclora.pipelines.run import RunSettings
+from reclora.pipelines.settings import SettingsError
+from reclora.pipelines.summary import as_json
+from reclora.pipelines.yardstick import BASE, POPULARITY_ALL, POPULARITY_RECENT
+from reclora.splits import LeakageError
+from reclora.store import AdapterStore
+from tests.small_runs import files_below, finished, random_log, reclora, small_settings, write_toml
+
+TABLES = ("results", "comparison", "slices", "lists", "conventions")
+
+
+@pytest.fixture
+def settings(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> RunSettings:
+    made, _ = finished(tmp_path_factory)
+    return replace(made, runs=tmp_path / "runs")
+
+
+def test_a_release_is_measured_as_the_run_that_made_it(
+    tmp_path_factory: pytest.TempPathFactory, settings: RunSettings
+) -> None:
+    """The first seed's adapters are the release, and this run has one seed."""
+    _, outcome = finished(tmp_path_factory)
+    before = files_below(settings.folder)
+    evaluated = evaluate_releases(settings, [])
+    assert files_below(settings.folder) == before, "nothing is trained and nothing published"
+    mine = read_parquet(evaluated.folder.results).to_pandas()
+    ran = read_parquet(outcome.folder.results).to_pandas()
+    assert set(mine["model"]) == {POPULARITY_ALL, POPULARITY_RECENT, BASE, "release 1"}
+    for name, its in (("release 1", SUBJECT), (BASE, BASE)):
+        one, other = (
+            table[table["model"] == model]["value"].to_numpy()
+            for table, model in ((mine, name), (ran, its))
+        )
+        np.testing.assert_allclose(one, other)
+    assert evaluated.subject == "release 1" and evaluated.baseline == BASE
+    page = evaluated.folder.report.read_text()
+    assert "Does release 1 help?" in page and "As other systems would report it" in page
+    assert evaluated.folder.is_complete
+
+
+def test_the_tables_agree_with_each_other(settings: RunSettings) -> None:
+    evaluated = evaluate_releases(settings, [1])
+    tables = {
+        name: read_parquet(evaluated.folder.path / f"{name}.parquet").to_pandas() for name in TABLES
+    }
+    results = tables["results"]
+    reported = tables["conventions"].set_index(["model", "convention", "metric", "k"])["value"]
+    assert set(tables["conventions"]["convention"]) == set(CONVENTIONS)
+    for (model, metric, k), rows in results.groupby(["model", "metric", "k"], observed=True):
+        assert reported[model, "comparable", metric, k] == pytest.approx(rows["value"].mean())
+    lists = tables["lists"].set_index(["scope", "segment", "model", "metric", "k"])["mean"]
+    assert lists["all", "", "release 1", "overlap", 10] == 1
+    assert 0 < lists["all", "", "release 1", "coverage", 10] <= 1
+    again = compare_all(results, [("release 1", BASE)])
+    stored = tables["comparison"]
+    mine = stored[(stored["model"] == "release 1") & (stored["baseline"] == BASE)]
+    pd.testing.assert_frame_equal(mine.reset_index(drop=True), again, check_dtype=False)
+    slices = tables["slices"]
+    whole = slices[(slices["model"] == "release 1") & (slices["baseline"] == BASE)]
+    activity = whole[whole["slice"] == "user activity"]
+    headline = evaluated.headline.iloc[0]
+    assert activity["users"].sum() == headline["users"]
+    means = (activity["model_mean"] * activity["users"]).sum() / activity["users"].sum()
+    assert means == pytest.approx(headline["model_mean"])
+
+
+def test_a_segment_that_a_release_lacks_has_the_base(settings: RunSettings) -> None:
+    store, base = AdapterStore(settings.store_folder), BaseModel.load(settings.base_folder)
+    release = store.current()
+    assert release is not None
+    scorer_of = scorer_of_release(store, release, base)
+    users = torch.arange(3)
+    assert torch.equal(scorer_of("nowhere").scores(users), base.scorer().scores(users))
+    assert not torch.equal(scorer_of("日本").scores(users), base.scorer().scores(users))
+
+
+def test_two_stages_have_the_metrics_of_both(settings: RunSettings) -> None:
+    config = replace(settings.evaluation, retrieve=20)
+    evaluated = evaluate_releases(replace(settings, evaluation=config), [])
+    mean = evaluated.means.set_index(["scope", "model", "metric", "k"])["mean"]
+    assert mean["all", f"{BASE}, retrieved", "recall", 20] >= mean["all", BASE, "recall", 10]
+    assert not any(", retrieved" in name for name in evaluated.comparison["model"])
+    # All that the base retrieves of a catalogue as long as this is all there is.
+    config = replace(settings.evaluation, retrieve=200)
+    whole = evaluate_releases(replace(settings, evaluation=config), [])
+    one = evaluate_releases(settings, [])
+    own = [
+        e.means.set_index(["scope", "segment", "model", "metric", "k"])["mean"]
+        for e in (whole, one)
+    ]
+    pd.testing.assert_series_equal(own[0][own[1].index], own[1])
+
+
+def test_given_candidates_and_labels(settings: RunSettings, tmp_path: Path) -> None:
+    log = Interactions.read(settings.log_folder)
+    items = log.items.ids.to_pylist()
+    pd.DataFrame({"item_id": items[:30]}).to_parquet(tmp_path / "candidates.parquet")
+    last = log.timestamps.max()
+    rng = np.random.default_rng(0)
+    users = log.users.ids.to_pylist()
+    pd.DataFrame(
+        {
+            "user_id": rng.choice(users, 200),
+            "item_id": rng.choice(items, 200),
+            "label": rng.integers(0, 2, 200),
+            "segment": rng.choice(["日本", "market 0"], 200),
+            "timestamp": pd.to_datetime([last] * 200, unit="us", utc=True),
+        }
+    ).to_parquet(tmp_path / "labels.parquet")
+    given = replace(
+        settings,
+        evaluation=replace(settings.evaluation, candidates="given"),
+        candidates=tmp_path / "candidates.parquet",
+        labelled=(tmp_path / "labels.parquet",),
+    )
+    evaluated = evaluate_releases(given, [])
+    coverage = evaluated.lists.set_index(["scope", "model", "metric", "k"])["mean"]
+    assert coverage["all", POPULARITY_ALL, "coverage", 10] > 10 / 30
+    labels = evaluated.labels
+    assert set(labels["model"]) == {BASE, "release 1"}, "popularity gives no chances"
+    assert set(labels["metric"]) == {"auc", "log_loss", "calibration_error"}
+    (rows,) = labels.loc[labels["scope"] == "all", "rows"].unique()
+    assert rows + evaluated.quality["labelled rows unknown to the base"] == 200
+    fit = evaluated.comparison[evaluated.comparison["metric"] == "log_likelihood"]
+    assert set(zip(fit["model"], fit["baseline"], strict=True)) == {("release 1", BASE)}
+    assert "Labels" in evaluated.folder.report.read_text()
+    early = pd.read_parquet(tmp_path / "labels.parquet")
+    early["timestamp"] = pd.to_datetime(log.timestamps.min(), unit="us", utc=True)
+    early.to_parquet(tmp_path / "labels.parquet")
+    with pytest.raises(LeakageError, match="labelled rows begin at .* before the test window"):
+        evaluate_releases(given, [])
+    pd.DataFrame({"item_id": items[:3], "segment": "日本"}).to_parquet(
+        tmp_path / "candidates.parquet"
+    )
+    with pytest.raises(ForeignError, match=r"segment '.*' has no candidate that the base knows"):
+        evaluate_releases(given, [])
+
+
+def test_a_release_that_knew_the_test_window_is_refused(tmp_path: Path) -> None:
+    mine = small_settings(tmp_path, random_log(tmp_path / "log.parquet", {"a": (0, 1)}))
+    with pytest.raises(SettingsError, match="has no release to evaluate"):
+        evaluate_releases(mine, [])
+    outcome = retrain(mine)
+    store = AdapterStore(mine.store_folder)
+    adapter = (
+        store.load("a", base_fingerprint=BaseModel.load(mine.base_folder).fingerprint)
+        if (outcome.release)
+        else None
+    )
+    if adapter is None:
+        pytest.fail("the run published nothing")
+    late = int(Interactions.read(mine.log_folder).timestamps.max()) / 1e6
+    store.publish([adapter], reason="later", metrics={"a": {KNOWN_UNTIL: late}})
+    with pytest.raises(LeakageError, match="release 2 was chosen on rows until .* evaluate an ear"):
+        evaluate_releases(mine, [])
+    assert evaluate_releases(mine, [1]).subject == "release 1"
+
+
+# Lists of other systems.
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Iterator[dict[str, Path]]:
+    """A held-out log, what was seen before it, good lists and bad lists."""
+    rng = np.random.default_rng(0)
+    users, items = [f"u{u}" for u in range(60)], [f"i{i}" for i in range(50)]
+    tables: dict[str, list[tuple[Any, ...]]] = {n: [] for n in ("test", "train", "good", "bad")}
+    for u, user in enumerate(users):
+        mine = rng.permutation(items).tolist()
+        segment, device = ("de", "fr")[u % 2], ("tv", "web")[u % 3 == 0]
+        tables["test"] += [(user, item, segment, device) for item in mine[:3]]
+        tables["train"] += [(user, item, segment) for item in mine[3:8]]
+        tables["good"] += [(user, item, p) for p, item in enumerate(mine[:2] + mine[9:17], 1)]
+        tables["bad"] += [(user, item, p) for p, item in enumerate(mine[10:20], 1)]
+    columns = {"test": ["user_id", "item_id", "segment", "device"]}
+    columns |= {"train": ["user_id", "item_id", "segment"]}
+    for name, rows in tables.items():
+        frame = pd.DataFrame(rows, columns=columns.get(name, ["user_id", "item_id", "rank"]))
+        frame.to_parquet(tmp_path / f"{name}.parquet")
+    yield {name: tmp_path / f"{name}.parquet" for name in tables}
+
+
+def test_lists_of_other_systems_are_compared(files: dict[str, Path], tmp_path: Path) -> None:
+    evaluated = evaluate_files(
+        {"good": files["good"], "bad": files["bad"]},
+        files["test"],
+        files["train"],
+        EvaluationConfig(ks=(10,), metrics=("recall", "mrr")),
+        attributes=["device"],
+        runs=tmp_path / "runs",
+    )
+    assert evaluated.verdict == "better"
+    row = evaluated.headline.iloc[0]
+    assert (row["model_mean"], row["baseline_mean"]) == (pytest.approx(2 / 3), 0)
+    assert set(evaluated.means["model"]) == {"good", "bad", POPULARITY_ALL}
+    assert set(evaluated.slices["slice"]) >= {"device", "item popularity"}
+    assert evaluated.quality["users measured"] == 60
+    assert "How good are the lists of good?" in evaluated.folder.report.read_text()
+
+
+def test_one_list_alone_has_means_and_no_verdict(files: dict[str, Path], tmp_path: Path) -> None:
+    evaluated = evaluate_files(
+        {"good": files["good"]}, files["test"], None, EvaluationConfig(), runs=tmp_path / "runs"
+    )
+    assert evaluated.comparison.empty and evaluated.verdict == "cannot tell"
+    assert not evaluated.folder.report.exists()
+    assert json.loads(as_json(evaluated))["baseline"] is None
+    # What was seen is the baseline, where it is known.
+    with_seen = evaluate_files(
+        {"good": files["good"]},
+        files["test"],
+        files["train"],
+        EvaluationConfig(),
+        runs=tmp_path / "runs",
+    )
+    assert (with_seen.baseline, with_seen.verdict) == (POPULARITY_ALL, "better")
+
+
+def test_nothing_new_held_out_is_an_error(files: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="every held-out item of every user is in"):
+        evaluate_files(
+            {"good": files["good"]},
+            files["train"],
+            files["train"],
+            EvaluationConfig(),
+            runs=tmp_path,
+        )
+
+
+# The command.
+
+
+def test_the_command_prints_tables_json_and_codes(files: dict[str, Path], tmp_path: Path) -> None:
+    good, bad = f"good={files['good']}", f"bad={files['bad']}"
+    rest = ["--holdout", files["test"], "--seen", files["train"], "-k", 10]
+    done = reclora(
+        "evaluate", "--recommendations", good, "--recommendations", bad, *rest, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "good: better than bad" in done.stdout and "coverage" in done.stdout
+    required = [*rest, "--json", "--require"]
+    done = reclora(
+        "evaluate",
+        "--recommendations",
+        bad,
+        "--recommendations",
+        good,
+        *required,
+        "not-worse",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 3 and "required: not-worse; bad over good: worse" in done.stderr
+    found = json.loads(done.stdout)
+    assert found["verdict"] == "worse" and found["subject"] == "bad"
+    assert {row["metric"] for row in found["lists"]} == {
+        "novelty",
+        "popularity",
+        "coverage",
+        "gini",
+    }
+    folder = tmp_path / found["folder"]
+    command = json.loads((folder / "run.json").read_text())["settings"]["repeat"]
+    assert command.startswith("reclora evaluate --recommendations bad=")
+    for wrong, message in (
+        (["evaluate"], "give a settings file, or --recommendations and --holdout"),
+        (["evaluate", "--recommendations", good], "give a settings file"),
+        (["evaluate", "--recommendations", good, *rest, "--metric", "ndgc"], "did you mean 'ndcg'"),
+        (["evaluate", *["--recommendations", files["good"]] * 2, *rest], "two lists are called"),
+    ):
+        done = reclora(*wrong, cwd=tmp_path)
+        assert done.returncode == 2 and message in done.stderr + done.stdout
+    done = reclora("evaluate", "--recommendations", files["test"], *rest, cwd=tmp_path)
+    assert done.returncode == 1 and "has neither a column 'rank'" in done.stderr
+
+
+def test_the_command_evaluates_what_is_live(settings: RunSettings, tmp_path: Path) -> None:
+    path = write_toml(tmp_path / "run.toml", settings)
+    done = reclora("evaluate", path, "--require", "better", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "release 1: better than frozen base" in done.stdout
+    done = reclora("evaluate", path, "--release", 7, cwd=tmp_path)
+    assert done.returncode == 1 and "has no release 7" in done.stderr
