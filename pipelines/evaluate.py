@@ -35,9 +35,10 @@ from .live import KNOWN_UNTIL, scorer_of_release
 from .prepare import prepare, windows_of
 from .pretrain import check_earlier, pretrain
 from .progress import step
-from .reporting import definitions, pairs_of, sections_of
+from .reporting import pairs_of
 from .retrain import data_quality, onto_base
 from .run import LogSettings, RunFolder, RunSettings, versions
+from .sections import definitions, sections_of
 from .settings import SettingsError, resolved
 from .yardstick import BASE, POPULARITY_ALL, split_notes, untrained, yardstick_of
 

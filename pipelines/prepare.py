@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from reclora.interactions import IdMap, Interactions, LogError, LogSummary, prepare_log
 from reclora.interactions.layout import ITEM_IDS, USER_IDS
-from reclora.splits import WINDOWS, Windows, split
+from reclora.splits import WINDOWS, Windows, split, together
 
 from .progress import step
 from .run import RunSettings, files_of
@@ -67,7 +67,7 @@ def windows_of(settings: RunSettings) -> Windows:
     if settings.log.windows is None:
         return split(logs[0], settings.split)
     pretrain, train, validation, test = logs
-    return Windows.of(pretrain, train, validation, test, by=settings.split.by)
+    return together(pretrain, train, validation, test, by=settings.split.by)
 
 
 def _parts(settings: RunSettings) -> dict[str, tuple[Sequence[Path], Path]]:

@@ -12,16 +12,17 @@ import pytest
 import torch
 
 from reclora.base import BaseModel
-from reclora.evaluation import EvaluationConfig, ForeignError
+from reclora.evaluation import EvaluationConfig, ForeignError, hold_out, read_foreign
 from reclora.files import read_parquet
 from reclora.interactions import Interactions
 from reclora.metrics import CONVENTIONS
-from reclora.pipelines.assessment import compare_all
+from reclora.pipelines.assessment import Assessment, Yardstick, compare_all
 from reclora.pipelines.contenders import SUBJECT
 from reclora.pipelines.evaluate import evaluate_files, evaluate_releases
 from reclora.pipelines.live import KNOWN_UNTIL, scorer_of_release
 from reclora.pipelines.retrain import retrain
 from reclora.pipelines.run import RunSettings
+from reclora.pipelines.sections import definitions, sections_of
 from reclora.pipelines.settings import SettingsError
 from reclora.pipelines.summary import as_json
 from reclora.pipelines.yardstick import BASE, POPULARITY_ALL, POPULARITY_RECENT
@@ -219,6 +220,27 @@ def test_lists_of_other_systems_are_compared(files: dict[str, Path], tmp_path: P
     assert set(evaluated.slices["slice"]) >= {"device", "item popularity"}
     assert evaluated.quality["users measured"] == 60
     assert "How good are the lists of good?" in evaluated.folder.report.read_text()
+
+
+def test_sections_say_what_was_measured(files: dict[str, Path]) -> None:
+    lists = {"good": files["good"], "bad": files["bad"]}
+    foreign = read_foreign(lists, files["test"], files["train"], 10)
+    config = EvaluationConfig(ks=(10, 5), metrics=("recall",))
+    held_out = hold_out(foreign.heldout, foreign.seen, config)
+    yardstick = Yardstick("r", held_out, {}, foreign.heldout.users)
+    assessment = Assessment(yardstick)
+    for model, its in foreign.lists.items():
+        assessment.take(model, its)
+    assert set(definitions(assessment)) == {"recall", "novelty", "popularity", "coverage", "gini"}
+    lists_alike, reported = sections_of(assessment, pd.DataFrame(), "good", "bad")
+    assert lists_alike.table["model"].tolist() == ["good", "bad"]
+    whole = assessment.lists.set_index(["scope", "model", "metric", "k"])["mean"]
+    assert lists_alike.table["gini"].tolist() == [
+        whole["all", model, "gini", 10] for model in ("good", "bad")
+    ]
+    own = compare_all(assessment.results, [("good", "bad")]).iloc[0]
+    table = reported.table.set_index("model")
+    assert table.loc["good", "comparable recall@10"] == pytest.approx(own["model_mean"])
 
 
 def test_one_list_alone_has_means_and_no_verdict(files: dict[str, Path], tmp_path: Path) -> None:

@@ -317,15 +317,6 @@ def test_user_items_are_sets(pairs: list[tuple[int, int]]) -> None:
     ]
 
 
-@given(PAIRS, st.sets(st.integers(0, 9)))
-def test_only_keeps_the_chosen_items(pairs: list[tuple[int, int]], chosen: set[int]) -> None:
-    sets = [{item for user, item in pairs if user == u} for u in range(5)]
-    left = from_sets(sets).only(torch.tensor([item in chosen for item in range(10)]))
-    expected = from_sets([each & chosen for each in sets])
-    assert torch.equal(left.offsets_U1, expected.offsets_U1)
-    assert torch.equal(left.item_rows, expected.item_rows)
-
-
 @given(PAIRS, st.lists(st.integers(0, 4)))
 def test_take_is_the_sets_of_those_users(pairs: list[tuple[int, int]], chosen: list[int]) -> None:
     sets = [{item for user, item in pairs if user == u} for u in range(5)]

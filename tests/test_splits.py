@@ -19,6 +19,7 @@ from reclora.splits import (
     cut,
     k_core,
     split,
+    together,
     warm,
 )
 
@@ -245,7 +246,7 @@ def test_windows_of_different_attributes_are_refused() -> None:
         attributes={"device": ["tv"]},
     )
     with pytest.raises(ValueError, match=r"the test window has the attributes \['device'\]"):
-        Windows.of(*logs(A, B, C), with_device)
+        together(*logs(A, B, C), with_device)
 
 
 # The k-core.
@@ -294,7 +295,7 @@ def test_given_windows_come_onto_common_maps_and_segments() -> None:
         item_rows=[1, 0],
         timestamps=[9, 9],
     )
-    windows = Windows.of(*logs(A, B, C), other)
+    windows = together(*logs(A, B, C), other)
     assert windows.test.segment_names == windows.pretrain.segment_names == ("a", "b", "c", "new")
     assert windows.test.users == windows.train.users and len(windows.test.users) == 6
     found = {
@@ -310,25 +311,25 @@ def test_given_windows_come_onto_common_maps_and_segments() -> None:
 
 
 def test_windows_that_leak_are_refused_with_the_rows() -> None:
-    Windows.of(*logs(A, B, C, D))
+    together(*logs(A, B, C, D))
     with pytest.raises(LeakageError) as error:
-        Windows.of(*logs(A, B, C, [*D, *B]))
+        together(*logs(A, B, C, [*D, *B]))
     assert "2 of the 3 test window's rows are among the train window's rows too" in str(error.value)
     assert "segment 'a', user_id 0, item_id 1, 1970-01-01 00:00:00.000002+00:00" in str(error.value)
     early = [(1, 3, 4, 2)]
     with pytest.raises(
         LeakageError, match="1 of the 2 test window's rows are earlier than the last"
     ):
-        Windows.of(*logs(A, B, C, [*D, *early]))
+        together(*logs(A, B, C, [*D, *early]))
     # To nobody's own future: user 3 is new.
-    Windows.of(*logs(A, B, C, [*D, *early]), by="user_time")
+    together(*logs(A, B, C, [*D, *early]), by="user_time")
     with pytest.raises(LeakageError, match="earlier than their user's last of the train window's"):
-        Windows.of(*logs(A, B, C, [*D, (0, 0, 5, 1)]), by="user_time")
+        together(*logs(A, B, C, [*D, (0, 0, 5, 1)]), by="user_time")
     many = [(0, 0, item % 7, -item) for item in range(9)]
     with pytest.raises(LeakageError, match="and 4 more"):
-        Windows.of(*logs(A, B, C, [*D, *many]))
+        together(*logs(A, B, C, [*D, *many]))
     with pytest.raises(ValueError, match="the test window has no rows"):
-        Windows.of(*logs(A, B, C), make(A).select(np.zeros(1, bool)))
+        together(*logs(A, B, C), make(A).select(np.zeros(1, bool)))
 
 
 @given(rows, shares)
@@ -342,7 +343,7 @@ def test_no_split_of_different_rows_leaks(rows: list[Row], shares: list[float]) 
 
 
 def test_the_summary_tells_cold_from_warm() -> None:
-    windows = Windows.of(*logs(A, B, C, [(2, 0, 3, 4), (2, 4, 0, 5)]))
+    windows = together(*logs(A, B, C, [(2, 0, 3, 4), (2, 4, 0, 5)]))
     table = windows.summary().set_index("window")
     assert table["users"].tolist() == [1, 2, 1, 2]
     assert table["cold users"].tolist() == [0, 1, 0, 1]

@@ -81,6 +81,7 @@ TESTED_IN = {
     "reclora.peft.settings": "test_peft",
     "reclora.peft.writing": "test_peft",
     "reclora.pipelines.assessment": "test_evaluate",
+    "reclora.pipelines.sections": "test_evaluate",
     "reclora.pipelines.live": "test_evaluate",
     "reclora.pipelines.yardstick": "test_evaluate",
     "reclora.ranking.catalogue": "test_ranking",
@@ -91,6 +92,10 @@ TESTED_IN = {
     "reclora.report.figures": "test_report",
     "reclora.report.page": "test_report",
     "reclora.report.text": "test_report",
+    "reclora.splits.cutting": "test_splits",
+    "reclora.splits.given": "test_splits",
+    "reclora.splits.leakage": "test_splits",
+    "reclora.splits.windows": "test_splits",
     "reclora.store.layout": "test_packs",
     "reclora.store.loading": "test_store",
     "reclora.store.maps": "test_releases",
@@ -247,3 +252,25 @@ def test_every_test_file_has_its_module() -> None:
     named = {f"test_{name.rpartition('.')[2]}" for name in modules()}
     assert stems <= named, f"no module belongs to {sorted(stems - named)}"
     assert set(TESTED_IN) <= modules().keys()
+
+
+def compiled_in(path: Path) -> set[str]:
+    """The compiled functions of a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+        and any(isinstance(d, ast.Name) and d.id == "compiled" for d in node.decorator_list)
+    }
+
+
+def test_compiled_loops_call_none_of_another_file() -> None:
+    """Their kept machine code would not notice that the other one had changed."""
+    loops = {name: compiled_in(path) for name, path in modules().items()}
+    assert sum(bool(names) for names in loops.values()) >= 3
+    for module, path in modules().items():
+        if loops[module]:
+            for origin in imported(path, module):
+                other, _, name = origin.rpartition(".")
+                assert name not in loops.get(other, ()), f"{module} calls {origin}"

@@ -74,12 +74,6 @@ class UserItems:
         slots = torch.arange(int(offsets_V1[-1])) + shift_V.repeat_interleave(sizes_V)
         return UserItems(offsets_V1, self.item_rows[slots])
 
-    def only(self, chosen_N: Tensor) -> UserItems:
-        """The same sets without the items that `chosen_N`, bool of shape (N,), does not choose."""
-        positions = torch.arange(len(self)).repeat_interleave(self.sizes_U)
-        kept = chosen_N[self.item_rows]
-        return UserItems.from_pairs(positions[kept], self.item_rows[kept], len(self))
-
 
 @compiled
 def _contains(

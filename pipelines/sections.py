@@ -1,0 +1,83 @@
+"""What was measured beside relevance in all segments, as sections of a page."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from reclora.metrics import CONVENTIONS, DEFINITIONS
+from reclora.report import Section
+
+from .assessment import Assessment
+
+
+def sections_of(
+    assessment: Assessment, slices: pd.DataFrame, subject: str, baseline: str
+) -> list[Section]:
+    """What was measured beside relevance in all segments, as the page prints it.
+
+    Args:
+        slices: of `Assessment.slices`.
+    """
+    held_out = assessment.yardstick.held_out
+    k = held_out.config.ks[0]
+    found = []
+    if len(slices):
+        shown = slices[(slices["model"] == subject) & (slices["baseline"] == baseline)]
+        columns = ["slice", "value", "users", "baseline_mean", "model_mean", "difference"]
+        found.append(
+            Section(
+                "Slices",
+                f"{subject} over {baseline}, on the headline metric. What users and items are like "
+                "is counted in all that came before the test window; of a slice of items only its "
+                "items count, in the same lists. q is corrected for the values of a slice.",
+                shown[[*columns, "low", "high", "q", "verdict"]],
+            )
+        )
+    lists = assessment.lists
+    lists = lists[(lists["scope"] == "all") & (lists["k"] == k)]
+    found.append(
+        Section(
+            f"What the lists are like, at {k}",
+            "Neither high nor low is good in itself: popular lists are safe, novel ones are not.",
+            _wide(lists, "metric", "mean"),
+        )
+    )
+    reported = assessment.conventions
+    reported = reported[reported["k"] == k]
+    names = reported["convention"] + " " + reported["metric"] + f"@{k}"
+    found.append(
+        Section(
+            "As other systems would report it",
+            "The same lists under the conventions of other systems. "
+            + " ".join(f"{c.name}: {c.says}." for c in CONVENTIONS.values()),
+            _wide(reported.assign(column=names), "column", "value"),
+        )
+    )
+    labels = assessment.labels
+    if len(labels):
+        whole = labels[labels["scope"] == "all"]
+        means = whole.groupby(["model", "metric"], sort=False)["value"].mean().reset_index()
+        found.append(
+            Section(
+                "Labels",
+                f"Scores against {whole['rows'].iloc[0]:,} labelled rows, "
+                f"{whole['positives'].iloc[0]:,} of them positive. A model trained to rank orders "
+                "(auc); that its numbers are chances (log_loss, calibration_error) nobody asked.",
+                _wide(means, "metric", "value"),
+            )
+        )
+    return found
+
+
+def _wide(table: pd.DataFrame, columns: str, values: str) -> pd.DataFrame:
+    """A line a model, a column each of the values of a column."""
+    wide = table.pivot(index="model", columns=columns, values=values)
+    order = [list(dict.fromkeys(table[name].astype(str))) for name in ("model", columns)]
+    return wide.loc[order[0], order[1]].rename_axis(columns=None).reset_index()
+
+
+def definitions(assessment: Assessment) -> dict[str, str]:
+    """The formulas of what was measured."""
+    tables = (assessment.results, assessment.lists, assessment.labels)
+    names = [name for table in tables if len(table) for name in table["metric"].unique()]
+    return {name: DEFINITIONS[name] for name in names}
