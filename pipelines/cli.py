@@ -163,6 +163,18 @@ def evaluate(
     """
     if (settings is None) == (recommendations is None or holdout is None):
         raise typer.BadParameter("give a settings file, or --recommendations and --holdout")
+    if settings is not None and (seen or k or metrics or slices or recommendations or holdout):
+        raise typer.BadParameter(
+            "with a settings file these are settings, such as --set 'evaluation.ks=[5]', "
+            "--set 'evaluation.metrics=[\"mrr\"]' and --set 'log.contract.attributes=[\"device\"]'"
+        )
+    if settings is None and (releases or overrides):
+        raise typer.BadParameter("--release and --set go with a settings file")
+    if require and settings is None and len(recommendations or []) < 2 and seen is None:
+        raise typer.BadParameter(
+            "--require needs something to compare with: a second --recommendations, or --seen, "
+            "whose popularity it is then"
+        )
     from .evaluate import evaluate_files, evaluate_releases
     from .summary import as_json, print_evaluated
 
@@ -239,6 +251,8 @@ def _named(recommendations: Sequence[str]) -> dict[str, Path]:
         # A path may have an equals sign in it.
         if not equals or Path(given).exists():
             name, path = Path(given).stem, given
+        if not name:
+            raise typer.BadParameter(f"lists need a name, got {given!r}; write NAME=FILE")
         if name in named:
             raise typer.BadParameter(f"two lists are called {name!r}; write NAME=FILE")
         named[name] = Path(path)

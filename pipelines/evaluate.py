@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from reclora.comparison import means
 from reclora.evaluation import (
     EvaluationConfig,
+    Foreign,
     HeldOut,
     Lists,
     hold_out,
@@ -27,7 +29,7 @@ from reclora.evaluation import (
 from reclora.files import sha256_of
 from reclora.popularity import popularity
 from reclora.report import Report, write_report
-from reclora.splits import LeakageError, Windows
+from reclora.splits import LeakageError, Windows, warm
 from reclora.store import AdapterStore, Release
 
 from .assessment import Assessment, Yardstick, compare_all, write_table
@@ -40,7 +42,14 @@ from .retrain import data_quality, onto_base
 from .run import LogSettings, RunFolder, RunSettings, versions
 from .sections import definitions, sections_of
 from .settings import SettingsError, resolved
-from .yardstick import BASE, POPULARITY_ALL, split_notes, untrained, yardstick_of
+from .yardstick import (
+    BASE,
+    POPULARITY_ALL,
+    files_beside_the_log,
+    split_notes,
+    untrained,
+    yardstick_of,
+)
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,8 @@ def evaluate_releases(settings: RunSettings, numbers: Sequence[int]) -> Evaluate
     releases = [store.release(n) for n in numbers] or [current]
     summary = prepare(settings)
     base = pretrain(settings, summary.inputs)
-    inputs = dict(summary.inputs) | {f"release {r.number}": str(r.number) for r in releases}
+    inputs = summary.inputs | files_beside_the_log(settings)
+    inputs |= {f"release {r.number}": str(r.number) for r in releases}
     named = replace(settings, name=f"{settings.name}-evaluated")
     folder = RunFolder(named, base.fingerprint, inputs)
     folder.begin()
@@ -162,6 +172,11 @@ def evaluate_files(
             "otherwise"
         )
     foreign = read_foreign(recommendations, holdout, seen, max(config.ks), attributes)
+    if max(config.ks) > len(foreign.heldout.items):
+        raise ValueError(
+            f"k must be at most the number of items, {len(foreign.heldout.items):,}, got "
+            f"{max(config.ks):,}"
+        )
     held_out = hold_out(foreign.heldout, foreign.seen, config)
     if held_out.num_users == 0:
         raise ValueError(f"{holdout}: every held-out item of every user is in {seen} too")
@@ -172,6 +187,13 @@ def evaluate_files(
     folder = RunFolder(settings, "", {str(path): sha256_of(path) for path in files})
     folder.begin()
     slices = slices_of(held_out, foreign.heldout, foreign.seen) if seen or attributes else {}
+    shown = {
+        "evaluation": resolved(config),
+        "recommendations": {name: str(path) for name, path in recommendations.items()},
+        "holdout": str(holdout),
+        "seen": str(seen or ""),
+        "slices": list(attributes),
+    }
     assessment = Assessment(Yardstick(folder.id, held_out, slices, foreign.heldout.users))
     for model, lists in foreign.lists.items():
         assessment.take(model, lists)
@@ -187,15 +209,18 @@ def evaluate_files(
         baseline=others[0] if others else "",
         quality={
             "held-out rows": len(foreign.heldout),
+            "held-out items that count, not seen before": int(counts["relevant"].sum()),
             "seen rows": len(foreign.seen),
             "users measured": held_out.num_users,
             "users with nothing new to find": int(counts["users_without_relevant"].sum()),
             f"users measured who have no list of {subject}": _without_list(
                 held_out, foreign.lists[subject]
             ),
+            f"items in lists of {subject} that are in no log": _unknown_items(foreign, subject),
         },
         split=pd.DataFrame(),
         title=f"How good are the lists of {subject}?",
+        settings_shown=shown,
         notes=["Lists were taken as they are: what users had seen was not taken out of them."],
     )
 
@@ -211,6 +236,7 @@ def _finished(
     split: pd.DataFrame,
     title: str,
     notes: Sequence[str],
+    settings_shown: Mapping[str, object] | None = None,
 ) -> Evaluated:
     """Compare, write the tables and the page, and say that the folder is complete."""
     results = assessment.results
@@ -232,7 +258,7 @@ def _finished(
         quality=quality,
     )
     if baseline:
-        config = settings.evaluation
+        config, counts = settings.evaluation, assessment.yardstick.held_out.counts()
         write_report(
             folder.report,
             Report(
@@ -244,12 +270,12 @@ def _finished(
                 k=config.ks[0],
                 means=evaluated.means,
                 lifts=comparison,
-                segments=assessment.yardstick.held_out.counts(),
+                segments=counts[counts["users"] + counts["users_without_relevant"] > 0],
                 curves=pd.DataFrame(),
                 split=split,
                 data_quality=quality,
                 definitions=definitions(assessment),
-                settings=resolved(settings),
+                settings=settings_shown or resolved(settings),
                 versions=versions(),
                 repeat=settings.repeat,
                 notes=notes,
@@ -286,3 +312,13 @@ def _notes(settings: RunSettings, releases: Sequence[Release]) -> list[str]:
 
 def _without_list(held_out: HeldOut, lists: Lists) -> int:
     return sum(int((lists.of(s, 1)[:, 0] < 0).sum()) for s in held_out.segments)
+
+
+def _unknown_items(foreign: Foreign, model: str) -> int:
+    """Items in a model's lists that neither log has: of another id map, perhaps."""
+    known = warm(foreign.heldout)[1] | warm(foreign.seen)[1]
+    shown = np.zeros(len(known), bool)
+    for lists in foreign.lists[model].segments.values():
+        rows = lists.item_rows_UK.numpy()
+        shown[rows[rows >= 0]] = True
+    return int((shown & ~known).sum())

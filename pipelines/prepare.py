@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reclora.interactions import IdMap, Interactions, LogError, LogSummary, prepare_log
+from reclora.interactions.contract import check_files
 from reclora.interactions.layout import ITEM_IDS, USER_IDS
 from reclora.splits import WINDOWS, Windows, split, together
 
 from .progress import step
-from .run import RunSettings, files_of
+from .run import RunSettings, files_of, window_file
 
 
 def prepare(settings: RunSettings) -> LogSummary:
@@ -24,11 +26,17 @@ def prepare(settings: RunSettings) -> LogSummary:
     Windows that are given as files are laid out each in a folder of its own in there.
 
     Raises:
-        LogError: the log breaks its contract (files, columns and rows are named), or no row is
-            left.
+        LogError: the log breaks its contract (files, columns and rows are named), a file is in two
+            windows, or no row is left.
         FileNotFoundError: a log file is not there.
     """
     parts = _parts(settings)
+    # Before hours of sorting: windows of other columns or types, or a file in two of them.
+    check_files(
+        [file for patterns, _ in parts.values() for file in files_of(patterns)],
+        settings.log.contract,
+        now=time.time(),
+    )
     summaries = []
     for name, (patterns, folder) in parts.items():
         with step(f"checking and sorting {name}") as progress:
@@ -83,7 +91,7 @@ def _parts(settings: RunSettings) -> dict[str, tuple[Sequence[Path], Path]]:
 def _together(
     summaries: Sequence[LogSummary], parts: Mapping[str, tuple[Sequence[Path], Path]]
 ) -> LogSummary:
-    """One summary of several logs."""
+    """One summary of the logs of all windows."""
     quarantined, segments = Counter[str](), Counter[str]()
     for summary in summaries:
         quarantined.update(summary.quarantined)
@@ -104,7 +112,11 @@ def _together(
         segments=dict(sorted(segments.items())),
         first=min(s.first for s in summaries),
         last=max(s.last for s in summaries),
-        inputs={path: digest for s in summaries for path, digest in s.inputs.items()},
+        inputs={
+            window_file(window, path): sha256
+            for window, summary in zip(WINDOWS, summaries, strict=True)
+            for path, sha256 in summary.inputs.items()
+        },
     )
 
 

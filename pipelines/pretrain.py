@@ -25,12 +25,12 @@ from reclora.evaluation import EvaluationConfig, HeldOut, RankingJudge, hold_out
 from reclora.files import sha256_of
 from reclora.interactions import IdMap, Interactions
 from reclora.interchange import import_base
-from reclora.splits import SplitBy, Windows, cut
+from reclora.splits import WINDOWS, SplitBy, Windows, cut
 from reclora.training import train
 
 from .prepare import windows_of
 from .progress import step
-from .run import BaseSettings, RunSettings, digest
+from .run import BaseSettings, RunSettings, contents, digest, window_file
 from .settings import SettingsError, resolved
 
 
@@ -40,7 +40,8 @@ def pretrain(settings: RunSettings, inputs: Mapping[str, str]) -> BaseModel:
     There it is made and saved if it is not yet.
 
     Args:
-        inputs: file -> sha256 of the log, from `prepare`.
+        inputs: file -> sha256 of the log, from `prepare`. Of given windows the first one's alone
+            decide: the base stays when the others move on.
 
     Raises:
         SettingsError: the folder holds a base that other settings, tables or another log made; or
@@ -51,6 +52,7 @@ def pretrain(settings: RunSettings, inputs: Mapping[str, str]) -> BaseModel:
     torch.set_num_threads(settings.threads)
     if settings.base.saved is not None:
         return BaseModel.load(settings.base.saved)
+    inputs = _of_first_window(settings, inputs)
     made_from = _made_from(settings, inputs)
     folder = settings.base_folder
     if folder.exists():
@@ -71,7 +73,7 @@ def pretrain(settings: RunSettings, inputs: Mapping[str, str]) -> BaseModel:
     else:
         window = windows_of(settings).pretrain
         base, epochs = train_base(window, settings.base, settings.split.by)
-        about = {"made_from": made_from, "by": "pretrain", "epochs": epochs, "inputs": dict(inputs)}
+        about = {"made_from": made_from, "by": "pretrain", "epochs": epochs, "inputs": inputs}
         about["last_moment"] = int(window.timestamps.max())
         base.save(folder, about | {"settings": resolved(settings.base)})
     return BaseModel.load(folder)
@@ -109,6 +111,12 @@ def _provenance(folder: Path) -> dict[str, Any]:
     return dict(json.loads((folder / "base.json").read_text())["provenance"])
 
 
+def _of_first_window(settings: RunSettings, inputs: Mapping[str, str]) -> dict[str, str]:
+    """The inputs that the base is trained on; where one log is cut, all of it decides the cut."""
+    first = "" if settings.log.windows is None else window_file(WINDOWS[0], "")
+    return {name: sha256 for name, sha256 in inputs.items() if name.startswith(first)}
+
+
 def _made_from(settings: RunSettings, inputs: Mapping[str, str]) -> str:
     """A digest of what decides the base: an imported one comes from its tables, not from the log.
 
@@ -120,7 +128,7 @@ def _made_from(settings: RunSettings, inputs: Mapping[str, str]) -> str:
     if not imported:
         contract = resolved(settings.log.contract)
         split_of = resolved(settings.split)
-        return digest(resolved(base), split_of, contract, sorted(inputs.values()))
+        return digest(resolved(base), split_of, contract, contents(settings.log, inputs))
     missing = [str(path) for path in imported if not path.is_file()]
     if missing:
         raise SettingsError(f"no file to import the base model from: {', '.join(missing)}")

@@ -14,7 +14,7 @@ import numpy as np
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
 from reclora.interactions import Interactions, LogSummary
-from reclora.splits import WINDOWS, Windows
+from reclora.splits import WINDOWS, Windows, warm
 from reclora.store import AdapterStore, BaseMismatch, Release
 from reclora.training import train
 
@@ -26,7 +26,7 @@ from .pretrain import check_earlier, pretrain
 from .progress import step
 from .reporting import Measured, write_run_report
 from .run import RunFolder, RunSettings
-from .yardstick import candidates_of, untrained, yardstick_of
+from .yardstick import candidates_of, files_beside_the_log, untrained, yardstick_of
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def retrain(settings: RunSettings) -> Outcome:
     summary = prepare(settings)
     base = pretrain(settings, summary.inputs)
     check_store(settings, base)
-    folder = RunFolder(settings, base.fingerprint, summary.inputs)
+    inputs = summary.inputs | files_beside_the_log(settings)
+    folder = RunFolder(settings, base.fingerprint, inputs)
     if folder.is_complete and is_published(settings, folder):
         return Outcome(folder, settings.store_folder, folder.summary()["release"], was_there=True)
     folder.begin()
@@ -230,7 +231,7 @@ def data_quality(
 ) -> dict[str, int]:
     """What was read and what was dropped on the way, in rows unless it says users."""
     held_out = yardstick.held_out
-    outside = summary.rows_kept - sum(len(getattr(whole, name)) for name in WINDOWS)
+    outside = _outside_the_core(summary, whole)
     quarantined = {f"quarantined: {reason}": n for reason, n in summary.quarantined.items()}
     unknown = {f"unknown to the base, {window} window": n for window, n in lost.items() if n}
     return {
@@ -239,7 +240,7 @@ def data_quality(
         "duplicates merged": summary.duplicates,
         "below the least label": summary.below_min_label,
         "rows kept": summary.rows_kept,
-        **({"of those outside the k-core": outside} if outside else {}),
+        **outside,
         **unknown,
         **(
             {"labelled rows unknown to the base": yardstick.labelled_unknown}
@@ -250,4 +251,18 @@ def data_quality(
         "test users with nothing new to find": int(
             held_out.counts()["users_without_relevant"].sum()
         ),
+    }
+
+
+def _outside_the_core(summary: LogSummary, whole: Windows) -> dict[str, int]:
+    """What the k-core left out; nothing where the log was taken whole."""
+    logs = [getattr(whole, name) for name in WINDOWS]
+    rows = summary.rows_kept - sum(map(len, logs))
+    users, items = (np.any(masks, axis=0) for masks in zip(*map(warm, logs), strict=True))
+    if not rows:
+        return {}
+    return {
+        "of those outside the k-core": rows,
+        "users outside the k-core": summary.users - int(users.sum()),
+        "items outside the k-core": summary.items - int(items.sum()),
     }

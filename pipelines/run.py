@@ -16,7 +16,7 @@ from reclora.configs import AdapterConfig
 from reclora.evaluation import EvaluationConfig
 from reclora.files import make_folder, write_text
 from reclora.interactions import LogContract
-from reclora.splits import SplitConfig
+from reclora.splits import WINDOWS, SplitConfig
 from reclora.training import TrainingConfig
 
 from .settings import resolved
@@ -31,6 +31,11 @@ class WindowFiles:
     validation: tuple[Path, ...]
     test: tuple[Path, ...]
 
+    def __post_init__(self) -> None:
+        empty = [window for window in WINDOWS if not getattr(self, window)]
+        if empty:
+            raise ValueError(f"each window needs a file at least, got none for {', '.join(empty)}")
+
 
 @dataclass(frozen=True)
 class LogSettings:
@@ -39,8 +44,9 @@ class LogSettings:
     files: tuple[Path, ...] = ()
     """Parquet files with user_id, item_id, timestamp, segment, and optionally label and weight."""
     windows: WindowFiles | None = None
-    """Instead of `files`: the files of each window. Then [split] cuts nothing; its `by` says what
-    may not come later: with `global_time` a moment, otherwise each user's own."""
+    """Instead of `files`: the files of each window. Then [split] cuts nothing, and its `by` says
+    what a row of a later window may not be earlier than: with `global_time` any row of the windows
+    before, otherwise any row of its own user there."""
     contract: LogContract = LogContract()
     memory_limit: str = "2GB"
     """What sorting the log may use."""
@@ -157,10 +163,11 @@ class RunSettings:
             raise ValueError(f"seeds must be different numbers, at least one, got {self.seeds}")
         if self.threads < 1:
             raise ValueError(f"threads must be at least 1, got {self.threads}")
-        if (self.evaluation.candidates == "given") != (self.candidates is not None):
+        if self.evaluation.candidates == "given" and self.candidates is None:
+            raise ValueError("evaluation.candidates is 'given': name their file, candidates = PATH")
+        if self.evaluation.candidates != "given" and self.candidates is not None:
             raise ValueError(
-                "candidates names a file exactly where evaluation.candidates is 'given', which is "
-                f"{self.evaluation.candidates!r}"
+                "candidates names a file of items to rank; say so: evaluation.candidates = 'given'"
             )
         if self.log.windows is not None and self.split.k_core:
             raise ValueError("k_core is taken of one log before it is cut, not of log.windows")
@@ -183,6 +190,20 @@ class RunSettings:
 def digest(*parts: object) -> str:
     """Ten hex digits of the sha256 of JSON-able parts."""
     return sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:10]
+
+
+def window_file(window: str, path: str) -> str:
+    """What a file of a given window is called among a run's inputs."""
+    return f"{window}: {path}"
+
+
+def contents(log: LogSettings, inputs: Mapping[str, str]) -> list[str]:
+    """The sha256s of a run's inputs, wherever their files lie; where windows are given, each with
+    its window: the same files in other windows are another log.
+    """
+    if log.windows is None:
+        return sorted(inputs.values())
+    return sorted(window_file(name.partition(": ")[0], sha) for name, sha in inputs.items())
 
 
 def versions() -> dict[str, str]:
@@ -227,7 +248,8 @@ class RunFolder:
     ) -> None:
         self._settings, self._base, self._inputs = settings, base_fingerprint, dict(inputs)
         decides = resolved(settings) | {"folder": "", "runs": "", "author": "", "repeat": ""}
-        decides["log"] |= {"files": sorted(inputs.values()), "windows": "", "memory_limit": ""}
+        files = contents(settings.log, inputs)
+        decides["log"] |= {"files": files, "windows": "", "memory_limit": ""}
         self._commit = git_commit()
         self.id = f"{settings.name}-{digest(decides, base_fingerprint, versions(), self._commit)}"
         self.path = settings.runs / self.id

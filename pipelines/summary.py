@@ -61,6 +61,8 @@ def print_evaluated(evaluated: Evaluated) -> None:
         console.print(_means(evaluated))
     else:
         _print_lifts(evaluated.comparison, evaluated.subject, evaluated.baseline)
+    if len(evaluated.slices):
+        console.print(_slices(evaluated))
     console.print(_lists(evaluated))
     folder = evaluated.folder
     if folder.report.exists():
@@ -113,6 +115,22 @@ def _means(evaluated: Evaluated) -> Table:
         name = f"{row['metric']}@{row['k']}"
         table.add_row(name, f"{row['mean']:.4f}", escape(interval), f"{row['users']:,}")
     return table
+
+
+def _slices(evaluated: Evaluated) -> Table:
+    """The subject's lift over the baseline in each value of each slice."""
+    table = evaluated.slices
+    mine = (table["model"] == evaluated.subject) & (table["baseline"] == evaluated.baseline)
+    shown = Table(title="slices", title_justify="left", box=SIMPLE_HEAD)
+    for column in ("slice", "value", "users", "lift", "95 % interval", "verdict"):
+        left = column in ("slice", "value", "verdict")
+        shown.add_column(column, justify="left" if left else "right")
+    for _, row in table[mine].head(SEGMENTS_SHOWN).iterrows():
+        names = (escape(repr(str(row[name]))[1:-1]) for name in ("slice", "value"))
+        shown.add_row(*names, f"{row['users']:,}", *_lift(row))
+    if mine.sum() > SEGMENTS_SHOWN:
+        shown.caption = f"{mine.sum() - SEGMENTS_SHOWN:,} more in the report"
+    return shown
 
 
 def _lists(evaluated: Evaluated) -> Table:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from reclora.base import BaseModel
 from reclora.evaluation import ForeignError, LabelledRows, read_labelled, recommend, slices_of
-from reclora.evaluation.plain import PlainTable
+from reclora.evaluation.plain import EVERYBODY, PlainTable
+from reclora.files import sha256_of
 from reclora.interactions import IdMap
 from reclora.popularity import popularity
 from reclora.ranking import Scorer
@@ -60,6 +63,17 @@ def yardstick_of(
         labelled=labelled,
         labelled_unknown=unknown,
     )
+
+
+def files_beside_the_log(settings: RunSettings) -> dict[str, str]:
+    """The sha256 of what decides a run's numbers and is not in its log: candidates and labels.
+
+    Raises:
+        OSError: a file is not there.
+    """
+    files = [("candidates", settings.candidates)] if settings.candidates else []
+    files += [("labelled", path) for path in settings.labelled]
+    return {f"{what}: {path}": sha256_of(path) for what, path in files}
 
 
 def split_notes(settings: RunSettings) -> list[str]:
@@ -129,6 +143,7 @@ def _labelled(settings: RunSettings, base: BaseModel, windows: Windows) -> tuple
     rows, unknown, first = read_labelled(
         settings.labelled, base.users, base.items, settings.log.contract
     )
+    rows = _in_segments(settings, rows, windows.test.segment_names)
     begin = int(windows.test.timestamps.min())
     if settings.split.by == "global_time" and first is not None and first < begin:
         moments = [datetime.fromtimestamp(moment / 1e6, UTC) for moment in (first, begin)]
@@ -138,3 +153,20 @@ def _labelled(settings: RunSettings, base: BaseModel, windows: Windows) -> tuple
             "window"
         )
     return rows, unknown
+
+
+def _in_segments(
+    settings: RunSettings, rows: LabelledRows, segments: tuple[str, ...]
+) -> LabelledRows:
+    """Labelled rows whose segments models know; those without one are of the log's only one."""
+    found = [str(name) for name in np.unique(rows.segments)]
+    if found == [EVERYBODY] and len(segments) == 1:
+        return replace(rows, segments=np.full(len(rows.labels), segments[0]))
+    unknown = [name for name in found if name not in segments]
+    if unknown:
+        raise ForeignError(
+            f"{settings.labelled[0]}: labelled rows are of the segments {unknown[:5]}, which the "
+            f"log has not (a file without a column segment is of {EVERYBODY!r}); it has "
+            f"{list(segments)[:5]}"
+        )
+    return rows

@@ -441,6 +441,17 @@ def test_of_the_segments_called_better_few_are_not() -> None:
     assert sum(wrong) / sum(better) < 0.08
 
 
+def test_one_of_thousands_of_segments_can_be_told() -> None:
+    """A p-value of 1 in 10,000 would be .3 after the correction."""
+    generator = np.random.default_rng(8)
+    sides = {("m", f"s{i:04}", 0): generator.normal(0, 1, 30).tolist() for i in range(3000)}
+    sides["m", "s1234", 0] = generator.normal(2, 1, 30).tolist()
+    base = {("b", segment, 0): [0.0] * 30 for _, segment, _ in sides}
+    rows = compare(table({**sides, **base}), "m", "b", metric="ndcg", k=10)
+    each = rows[rows["scope"] == "segment"]
+    assert each.loc[each["verdict"] != "cannot tell", "segment"].tolist() == ["s1234"]
+
+
 def test_effects_and_power_by_hand() -> None:
     d = [0.3, 0.1, 0.0, -0.1, 0.2, 0.3, 0.2, 0.1]
     results = table({("m", "de", 0): [0.5 + x for x in d], ("b", "de", 0): [0.5] * 8})

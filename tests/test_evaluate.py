@@ -148,6 +148,11 @@ def test_given_candidates_and_labels(settings: RunSettings, tmp_path: Path) -> N
     fit = evaluated.comparison[evaluated.comparison["metric"] == "log_likelihood"]
     assert set(zip(fit["model"], fit["baseline"], strict=True)) == {("release 1", BASE)}
     assert "Labels" in evaluated.folder.report.read_text()
+    labelled = pd.read_parquet(tmp_path / "labels.parquet")
+    labelled.drop(columns="segment").to_parquet(tmp_path / "labels.parquet")
+    with pytest.raises(ForeignError, match=r"segments \['all'\], which the log has not"):
+        evaluate_releases(given, [])
+    labelled.to_parquet(tmp_path / "labels.parquet")
     early = pd.read_parquet(tmp_path / "labels.parquet")
     early["timestamp"] = pd.to_datetime(log.timestamps.min(), unit="us", utc=True)
     early.to_parquet(tmp_path / "labels.parquet")
@@ -219,6 +224,8 @@ def test_lists_of_other_systems_are_compared(files: dict[str, Path], tmp_path: P
     assert set(evaluated.means["model"]) == {"good", "bad", POPULARITY_ALL}
     assert set(evaluated.slices["slice"]) >= {"device", "item popularity"}
     assert evaluated.quality["users measured"] == 60
+    assert evaluated.quality["held-out items that count, not seen before"] == 180
+    assert evaluated.quality["items in lists of good that are in no log"] == 0
     assert "How good are the lists of good?" in evaluated.folder.report.read_text()
 
 
@@ -259,6 +266,17 @@ def test_one_list_alone_has_means_and_no_verdict(files: dict[str, Path], tmp_pat
         runs=tmp_path / "runs",
     )
     assert (with_seen.baseline, with_seen.verdict) == (POPULARITY_ALL, "better")
+
+
+def test_lists_of_another_id_map_are_counted(files: dict[str, Path], tmp_path: Path) -> None:
+    lists = pd.read_parquet(files["good"])
+    lists["item_id"] = "other " + lists["item_id"]
+    lists.to_parquet(files["good"])
+    evaluated = evaluate_files(
+        {"good": files["good"]}, files["test"], files["train"], EvaluationConfig(), runs=tmp_path
+    )
+    unknown = evaluated.quality["items in lists of good that are in no log"]
+    assert unknown == lists["item_id"].nunique()
 
 
 def test_nothing_new_held_out_is_an_error(files: dict[str, Path], tmp_path: Path) -> None:
@@ -314,6 +332,17 @@ def test_the_command_prints_tables_json_and_codes(files: dict[str, Path], tmp_pa
     ):
         done = reclora(*wrong, cwd=tmp_path)
         assert done.returncode == 2 and message in done.stderr + done.stdout
+    alone = ["evaluate", "--recommendations", good, "--holdout", files["test"]]
+    for wrong, message in (
+        (["evaluate", tmp_path / "run.toml", "-k", 3], "with a settings file these are settings"),
+        ([*alone, "--set", "seeds=[1]"], "--release and --set go with a settings file"),
+        ([*alone, "--require", "better"], "--require needs something to compare with"),
+        (["evaluate", "--recommendations", f"={files['good']}", *rest], "lists need a name"),
+    ):
+        done = reclora(*wrong, cwd=tmp_path)
+        assert done.returncode == 2 and message in done.stderr + done.stdout
+    done = reclora(*alone, "-k", 1_000_000, cwd=tmp_path)
+    assert done.returncode == 1 and "k must be at most the number of items" in done.stderr
     done = reclora("evaluate", "--recommendations", files["test"], *rest, cwd=tmp_path)
     assert done.returncode == 1 and "has neither a column 'rank'" in done.stderr
 

@@ -11,7 +11,7 @@ import pytest
 from reclora.files import write_parquet
 from reclora.interactions import Interactions, LogContract, LogError
 from reclora.pipelines.prepare import prepare, windows_of
-from reclora.pipelines.run import LogSettings, RunSettings, WindowFiles
+from reclora.pipelines.run import LogSettings, RunFolder, RunSettings, WindowFiles
 from reclora.splits import WINDOWS, LeakageError, SplitConfig
 from tests.small_runs import START, files_below, planted_log, random_log, small_settings
 
@@ -126,6 +126,47 @@ def test_windows_may_be_given_as_files(tmp_path: Path) -> None:
         windows_of(settings)
 
 
+def test_given_windows_are_one_log(tmp_path: Path) -> None:
+    """What would go wrong where the windows meet is refused at the door, with the file."""
+    files = cut_log(tmp_path)
+    settings = replace(small_settings(tmp_path, tmp_path), log=LogSettings(windows=files))
+    table = pq.read_table(files.test[0])
+    integers = table.set_column(0, "user_id", pa.array(range(len(table))))
+    weighted = table.append_column("weight", pa.array([1.0] * len(table)))
+    for other, message in (
+        (integers, r"odd\.parquet: column 'user_id': expected string as in .*got integer"),
+        (weighted, r"odd\.parquet: column 'weight': expected no such column"),
+    ):
+        pq.write_table(other, tmp_path / "odd.parquet")
+        odd = replace(files, test=(tmp_path / "odd.parquet",))
+        with pytest.raises(LogError, match=message):
+            prepare(replace(settings, log=LogSettings(windows=odd)))
+    twice = LogSettings(windows=replace(files, test=files.train))
+    with pytest.raises(LogError, match=r"train\.parquet: given twice"):
+        prepare(replace(settings, log=twice))
+    assert not settings.log_folder.exists()
+
+
+def test_the_same_files_in_other_windows_are_another_run(tmp_path: Path) -> None:
+    files = cut_log(tmp_path)
+    settings = replace(small_settings(tmp_path, tmp_path), log=LogSettings(windows=files))
+    inputs = prepare(settings).inputs
+    moved = replace(files, validation=files.test, test=files.validation)
+    other = replace(settings, log=LogSettings(windows=moved))
+    theirs = prepare(other).inputs
+    assert sorted(inputs.values()) == sorted(theirs.values())
+    assert RunFolder(settings, "base", inputs).id != RunFolder(other, "base", theirs).id
+    # Wherever the files lie.
+    (tmp_path / "x").mkdir()
+    for name in WINDOWS:
+        (tmp_path / f"{name}.parquet").rename(tmp_path / "x" / f"{name}.parquet")
+    lie = WindowFiles(*[(tmp_path / "x" / f"{name}.parquet",) for name in WINDOWS])
+    same = replace(settings, log=LogSettings(windows=lie), folder=tmp_path / "fresh")
+    assert (
+        RunFolder(settings, "base", inputs).id == RunFolder(same, "base", prepare(same).inputs).id
+    )
+
+
 def test_a_log_is_given_in_one_way(tmp_path: Path) -> None:
     files = WindowFiles(*[(tmp_path / "x.parquet",)] * 4)
     for given in ({}, {"files": (tmp_path,), "windows": files}):
@@ -133,3 +174,5 @@ def test_a_log_is_given_in_one_way(tmp_path: Path) -> None:
             LogSettings(**given)
     with pytest.raises(ValueError, match="k_core is taken of one log before it is cut"):
         RunSettings(LogSettings(windows=files), split=SplitConfig(k_core=5))
+    with pytest.raises(ValueError, match="needs a file at least, got none for train, test"):
+        replace(files, train=(), test=())

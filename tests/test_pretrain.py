@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from reclora.base import BaseModel
@@ -14,11 +15,12 @@ from reclora.files import write_parquet
 from reclora.interactions import Interactions, LogContract
 from reclora.pipelines.prepare import prepare
 from reclora.pipelines.pretrain import check_earlier, hold_out_some, pretrain, train_base
-from reclora.pipelines.run import BaseSettings, RunSettings
+from reclora.pipelines.run import BaseSettings, LogSettings, RunSettings
 from reclora.pipelines.settings import SettingsError
 from reclora.popularity import popularity
 from reclora.splits import split
 from tests.small_runs import files_below, finished, planted_log, random_log, small_settings
+from tests.test_prepare import cut_log
 
 
 def tables(folder: Path, dim: int = 4, seed: int = 0) -> BaseSettings:
@@ -109,6 +111,24 @@ def test_a_saved_base_that_knows_the_train_window_is_refused(tmp_path: Path) -> 
     with pytest.raises(SettingsError, match="cannot be told from this run's"):
         check_earlier(replace(saved, split=own), split(whole, own))
     check_earlier(settings, split(whole, earlier))
+
+
+def test_the_base_of_given_windows_is_that_of_the_first(tmp_path: Path) -> None:
+    """It stays when later windows move on, and never becomes that of another first window."""
+    files = cut_log(tmp_path)
+    settings = replace(small_settings(tmp_path, tmp_path), log=LogSettings(windows=files))
+    base = made(settings)
+    about = json.loads((settings.base_folder / "base.json").read_text())["provenance"]
+    assert list(about["inputs"]) == [f"pretrain: {files.pretrain[0]}"]
+    tonight = pq.read_table(files.test[0])
+    write_parquet(files.test[0], tonight.slice(1))
+    assert made(settings).fingerprint == base.fingerprint
+    grown = replace(files, pretrain=files.pretrain + files.train, train=files.validation)
+    grown = replace(grown, validation=files.test, test=(tmp_path / "whole.parquet",))
+    swapped = replace(files, pretrain=files.train, train=files.pretrain)
+    for other in (grown, swapped):
+        with pytest.raises(SettingsError, match="another log or other"):
+            made(replace(settings, log=LogSettings(windows=other)))
 
 
 def test_an_imported_base_follows_its_tables_and_not_the_log(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ from reclora.pipelines.retrain import Outcome, retrain
 from reclora.pipelines.run import LogSettings, RunFolder, RunSettings, Search
 from reclora.pipelines.settings import SettingsError
 from reclora.pipelines.yardstick import BASE
-from reclora.splits import SplitConfig, Windows, split
+from reclora.splits import SplitConfig, Windows, k_core, split
 from reclora.store import AdapterStore, BaseMismatch
 from reclora.training import Training, TrainingConfig
 from tests.small_runs import (
@@ -646,4 +646,24 @@ def test_given_windows_and_last_rows_run_to_the_report(tmp_path: Path) -> None:
     outcome = retrain(last)
     results = results_of(outcome)
     assert results.groupby("model")["user_id"].nunique().eq(40).all()
-    assert "2-core of the log" in outcome.folder.report.read_text()
+    page = outcome.folder.report.read_text()
+    assert "2-core of the log" in page and "items outside the k-core" in page
+    quality = outcome.folder.summary()["data_quality"]
+    log = Interactions.read(last.log_folder)
+    core = k_core(log, 2)
+    assert quality["of those outside the k-core"] == len(log) - len(core) > 0
+    alone = np.bincount(log.item_rows) == 1
+    assert quality["items outside the k-core"] >= alone.sum() > 0
+
+
+def test_another_file_of_labels_is_another_run(tmp_path: Path) -> None:
+    mine = small_settings(tmp_path, random_log(tmp_path / "log.parquet", {"a": (0, 1)}))
+    labels = tmp_path / "labels.parquet"
+    rows = {"user_id": ["u1", "u2"], "item_id": ["i1", "i2"], "label": [1, 0]}
+    write_parquet(labels, pa.table(rows))
+    mine = replace(mine, labelled=(labels,))
+    first = retrain(mine)
+    assert retrain(mine).was_there
+    write_parquet(labels, pa.table(rows | {"label": [0, 1]}))
+    second = retrain(mine)
+    assert not second.was_there and second.folder.id != first.folder.id

@@ -18,6 +18,7 @@ from reclora.splits import (
     check_leakage,
     cut,
     k_core,
+    refuse_leaks,
     split,
     together,
     warm,
@@ -337,16 +338,39 @@ def test_no_split_of_different_rows_leaks(rows: list[Row], shares: list[float]) 
     for by in ("global_time", "user_time"):
         # One row of a user, item and time: such a pair would be known in whichever segment.
         different = {row[1:]: row for row in rows}.values()
-        parts = cut(make(list(different)), [0.25] * 4, by)  # type: ignore[arg-type]
-        if all(len(part) for part in parts):
-            check_leakage(Windows(*parts), by)  # type: ignore[arg-type]
+        parts = cut(make(list(different)), shares, by)  # type: ignore[arg-type]
+        nothing = make(rows).select(np.zeros(len(rows), bool))
+        windows = Windows(*parts, *[nothing] * (len(WINDOWS) - len(parts)))
+        check_leakage(windows, by)  # type: ignore[arg-type]
+
+
+@given(rows, rows)
+def test_rows_of_both_logs_are_found_as_by_plain_loops(log: list[Row], before: list[Row]) -> None:
+    known = {row[1:] for row in before}
+    shared = sum(row[1:] in known for row in log)
+    late = [(*row[:3], row[3] + 100) for row in log]
+    refuse_leaks(make(late), "late", make(before), "first", "user_time")
+    if shared:
+        found = f"^{shared} of the {len(log)} later rows are among the first rows too"
+        with pytest.raises(LeakageError, match=found):
+            refuse_leaks(make(log), "later", make(before), "first", "user_time")
+    else:
+        last = {row[1]: row[3] for row in sorted(before, key=lambda row: row[3])}
+        early = sum(row[3] < last.get(row[1], -10) for row in log)
+        if early:
+            with pytest.raises(LeakageError, match=f"^{early} of .* are earlier than their user's"):
+                refuse_leaks(make(log), "later", make(before), "first", "user_time")
+        else:
+            refuse_leaks(make(log), "later", make(before), "first", "user_time")
 
 
 def test_the_summary_tells_cold_from_warm() -> None:
     windows = together(*logs(A, B, C, [(2, 0, 3, 4), (2, 4, 0, 5)]))
     table = windows.summary().set_index("window")
     assert table["users"].tolist() == [1, 2, 1, 2]
-    assert table["cold users"].tolist() == [0, 1, 0, 1]
-    assert table["cold items"].tolist() == [0, 1, 1, 1]
+    assert table["cold_users"].tolist() == [0, 1, 0, 1]
+    assert table["cold_items"].tolist() == [0, 1, 1, 1]
+    assert table["rows"].tolist() == [1, 2, 1, 2]
+    assert table["cold_rows"].tolist() == [0, 2, 1, 2]
     users, items = warm(windows.train)
     assert np.flatnonzero(users).tolist() == [0, 1] and np.flatnonzero(items).tolist() == [1]

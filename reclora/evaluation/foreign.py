@@ -83,6 +83,7 @@ def read_foreign(
             )
         if all("timestamp" in log for log in logs):
             refuse_leaks(heldout, "held-out", before, "seen", "user_time")
+    k = min(k, len(items))
     lists = {model: _lists_of(file, users, items, names, k) for model, file in files.items()}
     return Foreign(heldout, before, lists)
 

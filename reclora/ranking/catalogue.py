@@ -19,7 +19,7 @@ from reclora.ranking.selection import keep_best, write_lists
 from reclora.ranking.user_items import UserItems
 
 TILE_BYTES = 4 * 2**20
-_TILE_USERS = 256
+_TILE_USERS = 512
 
 
 class Scorer(Protocol):

@@ -71,9 +71,11 @@ def split(log: Interactions, config: SplitConfig) -> Windows:
         user b    7 pretrain, 9 train
 
     Then a user's own future never trains that user, but other users' later interactions may: it is
-    for logs whose users come and go at different times. With `leave_last` each user's last row (or
-    so many) tests and the one before it validates; what is left is cut by the user's own time in
-    the ratio of pretrain to train. A user who has no more rows than those is not held out at all:
+    for logs whose users come and go at different times. With `leave_last` each user's last row,
+    of all segments, tests and the one before it validates (or `leave_last` of each); what is left
+    is cut by the user's own time in the ratio of pretrain to train. The order is that of
+    `user_time`, so rows of one moment may be cut apart. A user of 2 * leave_last rows or fewer is
+    not held out at all:
 
         user a    1 pretrain, 2 pretrain, 3 train, 4 validation, 5 test
         user b    7 pretrain, 9 pretrain
@@ -85,9 +87,17 @@ def split(log: Interactions, config: SplitConfig) -> Windows:
         log = k_core(log, config.k_core)
     if config.by == "leave_last":
         windows = Windows(*_leave_last(log, config))
+        advice = (
+            f"are too few for a user for leave_last = {config.leave_last}, or for these shares of "
+            "what is left; change one of them"
+        )
     else:
         windows = Windows(*cut(log, [getattr(config, window) for window in WINDOWS], config.by))
-    check_rows(windows)
+        advice = (
+            "are too few for these shares, or too many share one moment; change the shares of the "
+            "split"
+        )
+    check_rows(windows, advice)
     return windows
 
 
@@ -113,7 +123,8 @@ def k_core(log: Interactions, k: int) -> Interactions:
     Raises:
         ValueError: nothing is left.
 
-    Source: Batagelj and Zaversnik, "An O(m) algorithm for cores decomposition of networks", 2003.
+    Source: Seidman, "Network structure and minimum degree", Social Networks 5, 1983, defines the
+    core of a graph; here users and items are its nodes, and every interaction is an edge.
     """
     kept = np.arange(len(log))
     while True:

@@ -29,7 +29,8 @@ def together(
 
     Raises:
         LeakageError: a row is in two windows, or comes before the end of an earlier one.
-        ValueError: a window has no rows; identifiers are strings here and integers there.
+        TypeError: identifiers are strings in one log and integers in another.
+        ValueError: a window has no rows, or other attributes than the first.
     """
     logs = [pretrain, train, validation, test]
     for name, log in zip(WINDOWS, logs, strict=True):
@@ -43,14 +44,15 @@ def together(
         users, items = users.extended(log.users.ids), items.extended(log.items.ids)
     names = sorted({name for log in logs for name in log.segment_names})
     windows = Windows(*(_onto(log, users, items, names) for log in logs))
-    check_rows(windows)
+    check_rows(windows, "are in the others; give every window rows of its own")
     check_leakage(windows, by)
     return windows
 
 
 def _onto(log: Interactions, users: IdMap, items: IdMap, names: Sequence[str]) -> Interactions:
     """A log on maps that know all its ids, and with further segments."""
-    segments = np.array([names.index(name) for name in log.segment_names], np.int64)
+    place = {name: code for code, name in enumerate(names)}
+    segments = np.array([place[name] for name in log.segment_names], np.int64)
     return Interactions.from_arrays(
         users=users,
         items=items,

@@ -65,21 +65,20 @@ def _last_moments(log: Interactions, by: SplitBy) -> NDArray[np.int64]:
 
 def _twice(log: Interactions, before: Interactions) -> NDArray[np.bool_]:
     """Which rows of a log are in another: same user, item and time, in whichever segment."""
-    columns = ["user", "item", "time"]
-    frames = [
-        pd.DataFrame(
-            dict(
-                zip(
-                    columns,
-                    (each.user_rows, each.item_rows, each.timestamps),
-                    strict=True,
-                )
-            )
-        )
-        for each in (log, before)
-    ]
-    merged = frames[0].merge(frames[1].drop_duplicates(), how="left", indicator=True)
-    return (merged["_merge"] == "both").to_numpy()
+    twice = np.zeros(len(log), bool)
+    # A row of both is no later than its user's last one there, which few rows of a later log are.
+    few = np.flatnonzero(log.timestamps <= _last_moments(before, "user_time")[log.user_rows])
+    if few.size:
+        theirs = np.flatnonzero(np.isin(before.timestamps, log.timestamps[few]))
+        known = _events(before, theirs).drop_duplicates()
+        merged = _events(log, few).merge(known, how="left", indicator=True)
+        twice[few] = merged["_merge"] == "both"
+    return twice
+
+
+def _events(log: Interactions, rows: NDArray[np.int64]) -> pd.DataFrame:
+    columns = {"user": log.user_rows, "item": log.item_rows, "time": log.timestamps}
+    return pd.DataFrame({name: column[rows] for name, column in columns.items()})
 
 
 def _refuse(log: Interactions, name: str, leaks: NDArray[np.bool_], what: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -26,57 +25,56 @@ class Windows:
     test: Interactions
 
     def summary(self) -> pd.DataFrame:
-        """One row a window: window, first, last (UTC), rows, users, items, and of those the cold:
-        users and items that are in no window before it (0 for the first).
+        """One row a window: window, first, last (UTC), rows, users, items, and how many of each are
+        cold: users and items that are in no window before it, and rows with such a user or item (0
+        for the first window, before which there is none).
+
+        Columns: window, first, last, rows, cold_rows, users, cold_users, items, cold_items.
         """
-        users = np.zeros(len(self.pretrain.users), bool)
-        items = np.zeros(len(self.pretrain.items), bool)
+        users, items = warm(self.pretrain)
         rows: list[dict[str, object]] = []
         for name in WINDOWS:
             log = getattr(self, name)
+            rows.append({"window": name, **_describe(log, users, items)})
             own_users, own_items = warm(log)
-            cold = [
-                int(np.count_nonzero(own & ~before)) if rows else 0
-                for own, before in ((own_users, users), (own_items, items))
-            ]
-            rows.append(_describe(name, log, own_users, own_items, cold))
             users, items = users | own_users, items | own_items
         return pd.DataFrame(rows)
 
 
 def warm(log: Interactions) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which users and which items of its id maps a log has a row of; the others are cold to it."""
+    """Which users and which items of its id maps a log has a row of; the others are cold to it.
+
+    Returns:
+        Two masks, over the rows of `log.users` and of `log.items`.
+    """
     users, items = np.zeros(len(log.users), bool), np.zeros(len(log.items), bool)
     users[log.user_rows], items[log.item_rows] = True, True
     return users, items
 
 
-def check_rows(windows: Windows) -> None:
+def check_rows(windows: Windows, advice: str) -> None:
+    """Refuse windows of which one is empty, and say why that may be (ValueError)."""
     for name in WINDOWS:
         if len(getattr(windows, name)) == 0:
             rows = sum(len(getattr(windows, window)) for window in WINDOWS)
-            raise ValueError(
-                f"the {name} window has no rows: {rows} interactions are too few for these "
-                f"shares, or too many share one moment; change the shares of the split"
-            )
+            raise ValueError(f"the {name} window has no rows: {rows} interactions {advice}")
 
 
 def _describe(
-    name: str,
-    log: Interactions,
-    users: NDArray[np.bool_],
-    items: NDArray[np.bool_],
-    cold: Sequence[int],
+    log: Interactions, known_users: NDArray[np.bool_], known_items: NDArray[np.bool_]
 ) -> dict[str, object]:
+    """When a window is, and how many rows, users and items it has; of each, those not known yet."""
     ends = [log.timestamps.min(), log.timestamps.max()] if len(log) else []
     moments = pd.to_datetime(ends, unit="us", utc=True)
+    users, items = warm(log)
+    cold = ~known_users[log.user_rows] | ~known_items[log.item_rows]
     return {
-        "window": name,
         "first": moments[0] if len(log) else pd.NaT,
         "last": moments[1] if len(log) else pd.NaT,
         "rows": len(log),
+        "cold_rows": np.count_nonzero(cold),
         "users": np.count_nonzero(users),
-        "cold users": cold[0],
+        "cold_users": np.count_nonzero(users & ~known_users),
         "items": np.count_nonzero(items),
-        "cold items": cold[1],
+        "cold_items": np.count_nonzero(items & ~known_items),
     }

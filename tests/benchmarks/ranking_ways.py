@@ -69,11 +69,11 @@ def ours(num_items: int) -> float:
 def product_alone(num_items: int) -> float:
     """Nothing but the product of all users and items, in the same tiles."""
     world = World.of(num_items)
-    out = torch.empty(256, 4096)
+    out = torch.empty(512, 2048)
 
     def multiply() -> None:
-        for users_BD in world.users_UD.split(256):
-            for items_CD in world.items_ND.split(4096):
+        for users_BD in world.users_UD.split(512):
+            for items_CD in world.items_ND.split(2048):
                 part = out[: len(users_BD), : len(items_CD)]
                 torch.mm(users_BD, items_CD.T, out=part)
 
