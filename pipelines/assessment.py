@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from reclora.comparison import compare, means
@@ -108,13 +107,25 @@ class Assessment:
         """The long results table: run, model, segment, seed, user_id, metric, k, value."""
         return pd.concat([part.results for part in self.parts], ignore_index=True)
 
-    @property
-    def lists(self) -> pd.DataFrame:
-        """What lists are like: scope, segment, model, metric, k, users, mean, low, high.
+    def tables(self, pairs: Sequence[tuple[str, str]], sliced: Sequence[tuple[str, str]]) -> Tables:
+        """All that was measured, compared.
 
-        Of segments there are no intervals. Coverage and gini are of all lists together: they have
-        no users and no interval, and are averaged over seeds.
+        Args:
+            pairs: (model, baseline) to compare in all segments and in each.
+            sliced: those to compare in the slices.
         """
+        results = self.results
+        return Tables(
+            results=results,
+            means=means(results),
+            comparison=compare_all(results, pairs),
+            slices=self._slices(sliced),
+            lists=self._lists(),
+            conventions=self._conventions(),
+            labels=pd.concat([part.labels for part in self.parts], ignore_index=True),
+        )
+
+    def _lists(self) -> pd.DataFrame:
         rows = pd.concat([part.lists for part in self.parts], ignore_index=True)
         own = [means(rows, segment_intervals=False)] if len(rows) else []
         catalogue = pd.concat([part.catalogue for part in self.parts], ignore_index=True)
@@ -122,23 +133,12 @@ class Assessment:
         values = catalogue.groupby(keys, sort=False)["value"].mean()
         return pd.concat([*own, values.rename("mean").reset_index()], ignore_index=True)
 
-    @property
-    def conventions(self) -> pd.DataFrame:
-        """model, convention, metric, k, value: means over seeds, all segments together."""
+    def _conventions(self) -> pd.DataFrame:
         table = pd.concat([part.conventions for part in self.parts], ignore_index=True)
         keys = ["model", "convention", "metric", "k"]
         return table.groupby(keys, sort=False)["value"].mean().reset_index()
 
-    @property
-    def labels(self) -> pd.DataFrame:
-        """run, model, scope, segment, seed, rows, positives, metric, value; or empty."""
-        return pd.concat([part.labels for part in self.parts], ignore_index=True)
-
-    def slices(self, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
-        """slice, value, and the columns of `compare`, on the headline metric.
-
-        q is corrected for the values of a slice.
-        """
+    def _slices(self, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
         headline = headline_of(self.yardstick.held_out).config
         tables = []
         for name in self.yardstick.slices:
@@ -150,20 +150,41 @@ class Assessment:
                 tables[-1].insert(0, "slice", name)
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
-    def write(self, folder: Path, comparison: pd.DataFrame, slices: pd.DataFrame) -> None:
-        """Write the tables of the run that have rows, all but the results, into its folder.
+
+@dataclass(frozen=True)
+class Tables:
+    """All that was measured, compared; a table without rows where there was nothing to."""
+
+    results: pd.DataFrame
+    """The long results table: run, model, segment, seed, user_id, metric, k, value."""
+    means: pd.DataFrame
+    """Of the results; see `reclora.comparison.means`."""
+    comparison: pd.DataFrame
+    """See `compare_all`."""
+    slices: pd.DataFrame
+    """slice, value, and the columns of `compare`, on the headline metric; q is corrected for the
+    values of a slice."""
+    lists: pd.DataFrame
+    """What lists are like: scope, segment, model, metric, k, users, mean, low, high. Of segments
+    there are no intervals. Coverage and gini are of all lists together: they have no users and no
+    interval, and are averaged over seeds."""
+    conventions: pd.DataFrame
+    """model, convention, metric, k, value: means over seeds, all segments together."""
+    labels: pd.DataFrame
+    """run, model, scope, segment, seed, rows, positives, metric, value."""
+
+    def of_run(self) -> dict[str, pd.DataFrame]:
+        """By name, those that a run's folder keeps beside its results."""
+        names = ("comparison", "slices", "lists", "conventions", "labels")
+        return {name: getattr(self, name) for name in names}
+
+    def write(self, folder: Path) -> None:
+        """Write the tables that have rows, all but results and their means, into a folder.
 
         Raises:
             OSError: a file cannot be written.
         """
-        tables = {
-            "comparison": comparison,
-            "slices": slices,
-            "lists": self.lists,
-            "conventions": self.conventions,
-            "labels": self.labels,
-        }
-        for name, table in tables.items():
+        for name, table in self.of_run().items():
             if len(table):
                 write_table(folder / f"{name}.parquet", table)
 
@@ -239,14 +260,10 @@ def _conventions(held_out: HeldOut, lists: Lists, model: str) -> pd.DataFrame:
     """What every convention reports of the lists, at every k."""
     segments = [s for s in held_out.segments if s.num_users]
     longest = max(held_out.config.ks)
-    hits, listed = [], []
-    for segment in segments:
-        item_rows_UK = lists.of(segment, longest)
-        positions_U = torch.arange(segment.num_users)
-        hits.append(segment.relevant.contains(positions_U, item_rows_UK).numpy())
-        listed.append((item_rows_UK[:, 0] >= 0).numpy())
+    shown = [lists.of(segment, longest) for segment in segments]
+    hits_UK = np.concatenate([s.hits(rows) for s, rows in zip(segments, shown, strict=True)])
+    has_list_U = np.concatenate([(rows[:, 0] >= 0).numpy() for rows in shown])
     num_relevant_U = np.concatenate([s.relevant.sizes_U.numpy() for s in segments])
-    hits_UK, has_list_U = np.concatenate(hits), np.concatenate(listed)
     rows = [
         (model, name, metric, k, value)
         for name, convention in CONVENTIONS.items()

@@ -175,7 +175,8 @@ def evaluate(
             "--require needs something to compare with: a second --recommendations, or --seen, "
             "whose popularity it is then"
         )
-    from .evaluate import evaluate_files, evaluate_releases
+    from .evaluate import evaluate_releases
+    from .evaluate_lists import evaluate_files
     from .summary import as_json, print_evaluated
 
     given: dict[str, object] = {

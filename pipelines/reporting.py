@@ -9,15 +9,13 @@ import numpy as np
 import pandas as pd
 
 from reclora.bank import AdapterBank
-from reclora.comparison import means
 from reclora.configs import AdapterConfig
 from reclora.evaluation import HeldOut
-from reclora.evaluation.lists import RETRIEVED
 from reclora.interactions import Interactions
 from reclora.report import Report, write_report
 from reclora.splits import Windows
 
-from .assessment import Assessment, compare_all
+from .assessment import Assessment
 from .contenders import POOLED, SEARCHED, SUBJECT, Choice, Trained
 from .run import RunFolder, RunSettings, Search, versions
 from .sections import definitions, sections_of
@@ -29,11 +27,8 @@ from .yardstick import BASE, split_notes
 class Measured:
     """What a run measured."""
 
-    run: str
-    results: pd.DataFrame
-    """The long results table, on test."""
     assessment: Assessment
-    """It, and what else was measured."""
+    """What was measured on test."""
     known_until: float
     """The last moment that training and choosing knew, in seconds since 1970."""
     choices: Sequence[Choice]
@@ -70,13 +65,6 @@ class Measured:
     @property
     def subject(self) -> Trained:
         return next(t for t in self.trained if t.contender.model == SUBJECT)
-
-
-def lifts(results: pd.DataFrame) -> pd.DataFrame:
-    """Every model over the base, and the adapters over every model, for each metric and k."""
-    # What a first stage retrieved is a row of the results, and no model to compare with.
-    models = [m for m in results["model"].unique() if not str(m).endswith(f", {RETRIEVED}")]
-    return compare_all(results, pairs_of(models, SUBJECT, BASE))
 
 
 def pairs_of(models: Sequence[str], subject: str, baseline: str) -> list[tuple[str, str]]:
@@ -156,16 +144,16 @@ def write_run_report(
     whole: Windows,
     windows: Windows,
     quality: Mapping[str, int],
-) -> pd.DataFrame:
-    """Write the run's page, and return the comparisons in it.
+) -> None:
+    """Compare what the run measured, and write its tables and its page.
 
     Args:
         whole: the windows before identifiers unknown to the base were dropped.
         windows: what was trained and tested on.
     """
-    compared = lifts(measured.results)
-    slices = measured.assessment.slices([(SUBJECT, BASE)])
-    measured.assessment.write(folder.path, compared, slices)
+    pairs = pairs_of(measured.assessment.models, SUBJECT, BASE)
+    tables = measured.assessment.tables(pairs, sliced=[(SUBJECT, BASE)])
+    tables.write(folder.path)
     evaluation = settings.evaluation
     write_report(
         folder.report,
@@ -176,21 +164,20 @@ def write_run_report(
             baseline=BASE,
             metric=evaluation.metrics[0],
             k=evaluation.ks[0],
-            means=means(measured.results),
-            lifts=compared,
+            means=tables.means,
+            lifts=tables.comparison,
             segments=segment_states(windows, measured.subject, measured.parent_helped),
             curves=_curves(measured.trained),
             split=whole.summary(),
             data_quality=quality,
-            definitions=definitions(measured.assessment),
+            definitions=definitions(tables),
             settings=resolved(settings) | {"chosen on validation": _chosen(measured.searches)},
             versions=versions(),
             repeat=settings.repeat,
             notes=_notes(settings, measured),
-            sections=sections_of(measured.assessment, slices, SUBJECT, BASE),
+            sections=sections_of(tables, evaluation.ks[0], SUBJECT, BASE),
         ),
     )
-    return compared
 
 
 def _curves(trained: Sequence[Trained]) -> pd.DataFrame:
@@ -248,7 +235,7 @@ def _kinds(measured: Measured) -> list[str]:
 
 def _published(settings: RunSettings, measured: Measured) -> str:
     """What the release itself scores."""
-    results, (seed, *_) = measured.results, settings.seeds
+    results, (seed, *_) = measured.assessment.results, settings.seeds
     metric, k = settings.evaluation.metrics[0], settings.evaluation.ks[0]
     chosen = (results["metric"] == metric) & (results["k"] == k)
     own = results[chosen & (results["model"] == SUBJECT) & (results["seed"] == seed)]

@@ -61,7 +61,7 @@ def retrain(settings: RunSettings) -> Outcome:
     check_earlier(settings, whole)
     base, windows, unknown = onto_base(base, whole, settings)
     measured = measure(settings, base, windows, folder)
-    write_table(folder.results, measured.results)
+    write_table(folder.results, measured.assessment.results)
     quality = data_quality(summary, whole, unknown, measured.assessment.yardstick)
     write_run_report(settings, folder, measured, whole, windows, quality)
     release = publish(settings, measured)
@@ -145,7 +145,7 @@ def measure(
         base,
         windows.train,
         windows.validation,
-        windows.pretrain.joined(windows.train),
+        windows.before_validation,
         settings.evaluation,
         candidates=candidates_of(settings, base.items, windows.train.segment_names),
     )
@@ -173,7 +173,7 @@ def measure(
                 progress(done, len(settings.seeds))
                 folder.event("trained", model=contender.model, seed=seed)
     until = int(windows.validation.timestamps.max()) / 1e6
-    return Measured(folder.id, assessment.results, assessment, until, choices, runs)
+    return Measured(assessment, until, choices, runs)
 
 
 def _check_adapter(settings: RunSettings, base: BaseModel, log: Interactions) -> None:
@@ -218,7 +218,7 @@ def publish(settings: RunSettings, measured: Measured) -> Release | None:
     }
     return AdapterStore(settings.store_folder).publish(
         [subject.bank.adapter(name) for name in segments],
-        reason=_reason(measured.run),
+        reason=_reason(measured.assessment.yardstick.run),
         author=settings.author or None,
         metrics=metrics,
         serves_parent=served,

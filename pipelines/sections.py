@@ -7,20 +7,17 @@ import pandas as pd
 from reclora.metrics import CONVENTIONS, DEFINITIONS
 from reclora.report import Section
 
-from .assessment import Assessment
+from .assessment import Tables
 
 
-def sections_of(
-    assessment: Assessment, slices: pd.DataFrame, subject: str, baseline: str
-) -> list[Section]:
+def sections_of(tables: Tables, k: int, subject: str, baseline: str) -> list[Section]:
     """What was measured beside relevance in all segments, as the page prints it.
 
     Args:
-        slices: of `Assessment.slices`.
+        k: the list length that is printed.
     """
-    held_out = assessment.yardstick.held_out
-    k = held_out.config.ks[0]
     found = []
+    slices = tables.slices
     if len(slices):
         shown = slices[(slices["model"] == subject) & (slices["baseline"] == baseline)]
         columns = ["slice", "value", "users", "baseline_mean", "model_mean", "difference"]
@@ -33,7 +30,7 @@ def sections_of(
                 shown[[*columns, "low", "high", "q", "verdict"]],
             )
         )
-    lists = assessment.lists
+    lists = tables.lists
     lists = lists[(lists["scope"] == "all") & (lists["k"] == k)]
     found.append(
         Section(
@@ -42,7 +39,7 @@ def sections_of(
             _wide(lists, "metric", "mean"),
         )
     )
-    reported = assessment.conventions
+    reported = tables.conventions
     reported = reported[reported["k"] == k]
     names = reported["convention"] + " " + reported["metric"] + f"@{k}"
     found.append(
@@ -53,7 +50,7 @@ def sections_of(
             _wide(reported.assign(column=names), "column", "value"),
         )
     )
-    labels = assessment.labels
+    labels = tables.labels
     if len(labels):
         whole = labels[labels["scope"] == "all"]
         means = whole.groupby(["model", "metric"], sort=False)["value"].mean().reset_index()
@@ -76,8 +73,8 @@ def _wide(table: pd.DataFrame, columns: str, values: str) -> pd.DataFrame:
     return wide.loc[order[0], order[1]].rename_axis(columns=None).reset_index()
 
 
-def definitions(assessment: Assessment) -> dict[str, str]:
+def definitions(tables: Tables) -> dict[str, str]:
     """The formulas of what was measured."""
-    tables = (assessment.results, assessment.lists, assessment.labels)
-    names = [name for table in tables if len(table) for name in table["metric"].unique()]
+    measured = (tables.results, tables.lists, tables.labels)
+    names = [name for table in measured if len(table) for name in table["metric"].unique()]
     return {name: DEFINITIONS[name] for name in names}

@@ -16,7 +16,7 @@ from reclora.files import read_parquet
 from reclora.interactions.summary import LogSummary
 
 from .contenders import SUBJECT
-from .evaluate import Evaluated
+from .evaluated import Evaluated
 from .prepare import describe
 from .retrain import Outcome
 from .yardstick import BASE
@@ -57,11 +57,11 @@ def print_outcome(outcome: Outcome, following: str | None) -> None:
 def print_evaluated(evaluated: Evaluated) -> None:
     """Print what an evaluation found, and its files."""
     console = Console()
-    if evaluated.comparison.empty:
+    if evaluated.tables.comparison.empty:
         console.print(_means(evaluated))
     else:
-        _print_lifts(evaluated.comparison, evaluated.subject, evaluated.baseline)
-    if len(evaluated.slices):
+        _print_lifts(evaluated.tables.comparison, evaluated.subject, evaluated.baseline)
+    if len(evaluated.tables.slices):
         console.print(_slices(evaluated))
     console.print(_lists(evaluated))
     folder = evaluated.folder
@@ -73,14 +73,7 @@ def print_evaluated(evaluated: Evaluated) -> None:
 
 def as_json(evaluated: Evaluated) -> str:
     """What an evaluation found, as one JSON object; what is unknown is null."""
-    tables = {
-        "means": evaluated.means,
-        "comparison": evaluated.comparison,
-        "slices": evaluated.slices,
-        "lists": evaluated.lists,
-        "conventions": evaluated.conventions,
-        "labels": evaluated.labels,
-    }
+    tables = {"means": evaluated.tables.means, **evaluated.tables.of_run()}
     found = {
         "folder": str(evaluated.folder.path),
         "subject": evaluated.subject,
@@ -110,7 +103,8 @@ def _means(evaluated: Evaluated) -> Table:
     """Every metric's mean, where there is nothing to compare with."""
     table = Table("metric", "mean", "95 % interval", "users", box=SIMPLE_HEAD)
     table.title = escape(evaluated.subject)
-    for _, row in evaluated.means[evaluated.means["scope"] == "all"].iterrows():
+    means = evaluated.tables.means
+    for _, row in means[means["scope"] == "all"].iterrows():
         interval = f"[{row['low']:.4f}, {row['high']:.4f}]" if row["low"] == row["low"] else "none"
         name = f"{row['metric']}@{row['k']}"
         table.add_row(name, f"{row['mean']:.4f}", escape(interval), f"{row['users']:,}")
@@ -119,7 +113,7 @@ def _means(evaluated: Evaluated) -> Table:
 
 def _slices(evaluated: Evaluated) -> Table:
     """The subject's lift over the baseline in each value of each slice."""
-    table = evaluated.slices
+    table = evaluated.tables.slices
     mine = (table["model"] == evaluated.subject) & (table["baseline"] == evaluated.baseline)
     shown = Table(title="slices", title_justify="left", box=SIMPLE_HEAD)
     for column in ("slice", "value", "users", "lift", "95 % interval", "verdict"):
@@ -135,7 +129,7 @@ def _slices(evaluated: Evaluated) -> Table:
 
 def _lists(evaluated: Evaluated) -> Table:
     """What lists are like at the headline's length: a line a model."""
-    lists = evaluated.lists
+    lists = evaluated.tables.lists
     k = lists["k"].iloc[0]
     lists = lists[(lists["scope"] == "all") & (lists["k"] == k)]
     metrics = list(dict.fromkeys(lists["metric"]))

@@ -46,7 +46,7 @@ def yardstick_of(
             not what it should be.
         LeakageError: labelled rows are earlier than the test window.
     """
-    seen = windows.pretrain.joined(windows.train).joined(windows.validation)
+    seen = windows.before_test
     given = candidates_of(settings, base.items, windows.test.segment_names)
     held_out = hold_out_some("the test window", windows.test, seen, settings.evaluation, given)
     lists = None
@@ -100,9 +100,8 @@ def split_notes(settings: RunSettings) -> list[str]:
 def untrained(base: BaseModel, windows: Windows) -> dict[str, ScorerOf]:
     """What needs no training: both popularities and the frozen base."""
     frozen = base.scorer()
-    before_test = windows.pretrain.joined(windows.train).joined(windows.validation)
     return {
-        POPULARITY_ALL: popularity(before_test),
+        POPULARITY_ALL: popularity(windows.before_test),
         POPULARITY_RECENT: popularity(windows.train),
         BASE: lambda segment: frozen,
     }
@@ -119,10 +118,7 @@ def candidates_of(
     if settings.candidates is None:
         return None
     table = PlainTable.read(settings.candidates, ("item_id",))
-    try:
-        item_rows = items.rows_of(table.whole("item_id"))
-    except TypeError as error:
-        raise ForeignError(f"{settings.candidates}: {error}") from error
+    item_rows = table.rows("item_id", items)
     names = table.segments
     codes = table.codes(names)
     masks = {}

@@ -18,7 +18,9 @@ from reclora.interactions import Interactions
 from reclora.metrics import CONVENTIONS
 from reclora.pipelines.assessment import Assessment, Yardstick, compare_all
 from reclora.pipelines.contenders import SUBJECT
-from reclora.pipelines.evaluate import evaluate_files, evaluate_releases
+from reclora.pipelines.evaluate import evaluate_releases
+from reclora.pipelines.evaluate_lists import evaluate_files
+from reclora.pipelines.evaluated import Evaluated
 from reclora.pipelines.live import KNOWN_UNTIL, scorer_of_release
 from reclora.pipelines.retrain import retrain
 from reclora.pipelines.run import RunSettings
@@ -101,15 +103,15 @@ def test_a_segment_that_a_release_lacks_has_the_base(settings: RunSettings) -> N
 def test_two_stages_have_the_metrics_of_both(settings: RunSettings) -> None:
     config = replace(settings.evaluation, retrieve=20)
     evaluated = evaluate_releases(replace(settings, evaluation=config), [])
-    mean = evaluated.means.set_index(["scope", "model", "metric", "k"])["mean"]
+    mean = evaluated.tables.means.set_index(["scope", "model", "metric", "k"])["mean"]
     assert mean["all", f"{BASE}, retrieved", "recall", 20] >= mean["all", BASE, "recall", 10]
-    assert not any(", retrieved" in name for name in evaluated.comparison["model"])
+    assert not any(", retrieved" in name for name in evaluated.tables.comparison["model"])
     # All that the base retrieves of a catalogue as long as this is all there is.
     config = replace(settings.evaluation, retrieve=200)
     whole = evaluate_releases(replace(settings, evaluation=config), [])
     one = evaluate_releases(settings, [])
     own = [
-        e.means.set_index(["scope", "segment", "model", "metric", "k"])["mean"]
+        e.tables.means.set_index(["scope", "segment", "model", "metric", "k"])["mean"]
         for e in (whole, one)
     ]
     pd.testing.assert_series_equal(own[0][own[1].index], own[1])
@@ -138,14 +140,14 @@ def test_given_candidates_and_labels(settings: RunSettings, tmp_path: Path) -> N
         labelled=(tmp_path / "labels.parquet",),
     )
     evaluated = evaluate_releases(given, [])
-    coverage = evaluated.lists.set_index(["scope", "model", "metric", "k"])["mean"]
+    coverage = evaluated.tables.lists.set_index(["scope", "model", "metric", "k"])["mean"]
     assert coverage["all", POPULARITY_ALL, "coverage", 10] > 10 / 30
-    labels = evaluated.labels
+    labels = evaluated.tables.labels
     assert set(labels["model"]) == {BASE, "release 1"}, "popularity gives no chances"
     assert set(labels["metric"]) == {"auc", "log_loss", "calibration_error"}
     (rows,) = labels.loc[labels["scope"] == "all", "rows"].unique()
     assert rows + evaluated.quality["labelled rows unknown to the base"] == 200
-    fit = evaluated.comparison[evaluated.comparison["metric"] == "log_likelihood"]
+    fit = evaluated.tables.comparison[evaluated.tables.comparison["metric"] == "log_likelihood"]
     assert set(zip(fit["model"], fit["baseline"], strict=True)) == {("release 1", BASE)}
     assert "Labels" in evaluated.folder.report.read_text()
     labelled = pd.read_parquet(tmp_path / "labels.parquet")
@@ -210,7 +212,7 @@ def files(tmp_path: Path) -> Iterator[dict[str, Path]]:
 
 
 def test_lists_of_other_systems_are_compared(files: dict[str, Path], tmp_path: Path) -> None:
-    evaluated = evaluate_files(
+    evaluated: Evaluated = evaluate_files(
         {"good": files["good"], "bad": files["bad"]},
         files["test"],
         files["train"],
@@ -221,8 +223,8 @@ def test_lists_of_other_systems_are_compared(files: dict[str, Path], tmp_path: P
     assert evaluated.verdict == "better"
     row = evaluated.headline.iloc[0]
     assert (row["model_mean"], row["baseline_mean"]) == (pytest.approx(2 / 3), 0)
-    assert set(evaluated.means["model"]) == {"good", "bad", POPULARITY_ALL}
-    assert set(evaluated.slices["slice"]) >= {"device", "item popularity"}
+    assert set(evaluated.tables.means["model"]) == {"good", "bad", POPULARITY_ALL}
+    assert set(evaluated.tables.slices["slice"]) >= {"device", "item popularity"}
     assert evaluated.quality["users measured"] == 60
     assert evaluated.quality["held-out items that count, not seen before"] == 180
     assert evaluated.quality["items in lists of good that are in no log"] == 0
@@ -238,14 +240,15 @@ def test_sections_say_what_was_measured(files: dict[str, Path]) -> None:
     assessment = Assessment(yardstick)
     for model, its in foreign.lists.items():
         assessment.take(model, its)
-    assert set(definitions(assessment)) == {"recall", "novelty", "popularity", "coverage", "gini"}
-    lists_alike, reported = sections_of(assessment, pd.DataFrame(), "good", "bad")
+    tables = assessment.tables([("good", "bad")], sliced=[("good", "bad")])
+    assert set(definitions(tables)) == {"recall", "novelty", "popularity", "coverage", "gini"}
+    lists_alike, reported = sections_of(tables, 10, "good", "bad")
     assert lists_alike.table["model"].tolist() == ["good", "bad"]
-    whole = assessment.lists.set_index(["scope", "model", "metric", "k"])["mean"]
+    whole = tables.lists.set_index(["scope", "model", "metric", "k"])["mean"]
     assert lists_alike.table["gini"].tolist() == [
         whole["all", model, "gini", 10] for model in ("good", "bad")
     ]
-    own = compare_all(assessment.results, [("good", "bad")]).iloc[0]
+    own = tables.comparison.iloc[0]
     table = reported.table.set_index("model")
     assert table.loc["good", "comparable recall@10"] == pytest.approx(own["model_mean"])
 
@@ -254,7 +257,7 @@ def test_one_list_alone_has_means_and_no_verdict(files: dict[str, Path], tmp_pat
     evaluated = evaluate_files(
         {"good": files["good"]}, files["test"], None, EvaluationConfig(), runs=tmp_path / "runs"
     )
-    assert evaluated.comparison.empty and evaluated.verdict == "cannot tell"
+    assert evaluated.tables.comparison.empty and evaluated.verdict == "cannot tell"
     assert not evaluated.folder.report.exists()
     assert json.loads(as_json(evaluated))["baseline"] is None
     # What was seen is the baseline, where it is known.

@@ -9,8 +9,9 @@ from reclora.comparison import compare
 from reclora.configs import FULL, AdapterConfig
 from reclora.files import read_parquet
 from reclora.ladder import rungs
+from reclora.pipelines.assessment import compare_all
 from reclora.pipelines.contenders import SUBJECT, Contender, Trained
-from reclora.pipelines.reporting import describe, lifts, segment_states
+from reclora.pipelines.reporting import describe, pairs_of, segment_states
 from reclora.pipelines.yardstick import BASE
 from reclora.report.text import interval, number, signed
 from reclora.splits import Windows
@@ -24,8 +25,8 @@ def test_every_model_is_held_against_the_base_and_the_adapters_against_every_mod
 ) -> None:
     _, outcome = finished(tmp_path_factory)
     results = read_parquet(outcome.folder.results).to_pandas()
-    found = lifts(results)
     models = set(results["model"])
+    found = compare_all(results, pairs_of(list(results["model"].unique()), SUBJECT, BASE))
     pairs = set(zip(found["model"], found["baseline"], strict=True))
     assert pairs == {(model, BASE) for model in models - {BASE}} | {
         (SUBJECT, model) for model in models - {SUBJECT}

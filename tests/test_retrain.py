@@ -353,7 +353,7 @@ def test_what_validation_found_no_better_is_not_published(
     )
     held_out = HeldOut(EvaluationConfig(), torch.zeros(30, dtype=torch.int64), 0, ())
     assessment = Assessment(Yardstick("this", held_out, {}, base.users))
-    measured = Measured("this", pd.DataFrame(), assessment, 9.5, [], [pooled, subject])
+    measured = Measured(assessment, 9.5, [], [pooled, subject])
     settings = small_settings(tmp_path, tmp_path / "log.parquet")
     release = pipeline.publish(settings, measured)
     served = [name for name in names if name not in helped] if parent_helps else []

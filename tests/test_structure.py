@@ -81,6 +81,8 @@ TESTED_IN = {
     "reclora.peft.settings": "test_peft",
     "reclora.peft.writing": "test_peft",
     "reclora.pipelines.assessment": "test_evaluate",
+    "reclora.pipelines.evaluate_lists": "test_evaluate",
+    "reclora.pipelines.evaluated": "test_evaluate",
     "reclora.pipelines.sections": "test_evaluate",
     "reclora.pipelines.live": "test_evaluate",
     "reclora.pipelines.yardstick": "test_evaluate",

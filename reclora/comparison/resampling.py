@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from reclora.compiled import compiled
 
-Values = NDArray[np.float64]
+Floats = NDArray[np.float64]
 
 FLIPS = 9_999
 EXCEEDANCES = 20
@@ -24,7 +24,7 @@ _LOW, _ONE = np.uint64(0xFFFFFFFF), np.uint64(1)
 _ROUNDING = 1e-9
 
 
-def bootstrap_means(values_UC: Values, samples: int, seed: int) -> Values:
+def bootstrap_means(values_UC: Floats, samples: int, seed: int) -> Floats:
     """The means of C columns over U users drawn with replacement, shape (samples, C).
 
     All columns of a sample are of the same users. A user's chance differs from 1 / U by less than
@@ -40,7 +40,7 @@ def bootstrap_means(values_UC: Values, samples: int, seed: int) -> Values:
     return means
 
 
-def sign_flip_p(differences_U: Values, seed: int, flips: int = FLIPS) -> float:
+def sign_flip_p(differences_U: Floats, seed: int, flips: int = FLIPS) -> float:
     """The two-sided p-value of "the differences are as likely to have the other sign".
 
         p = P(|sum_u s_u d_u| >= |sum_u d_u|), s_u = -1 or +1 with equal chance
@@ -67,7 +67,7 @@ def sign_flip_p(differences_U: Values, seed: int, flips: int = FLIPS) -> float:
 
 
 @compiled
-def _bootstrap(values_UC: Values, seed: np.uint64, means_SC: Values) -> None:
+def _bootstrap(values_UC: Floats, seed: np.uint64, means_SC: Floats) -> None:
     num_users, num_columns = values_UC.shape
     count = np.uint64(num_users)
     for s in range(len(means_SC)):
@@ -89,7 +89,7 @@ def _bootstrap(values_UC: Values, seed: np.uint64, means_SC: Values) -> None:
 
 
 @compiled
-def _exact_p(differences: Values) -> float:
+def _exact_p(differences: Floats) -> float:
     patterns = 1 << len(differences)
     far_out = 0
     limit = _limit(differences)
@@ -102,7 +102,7 @@ def _exact_p(differences: Values) -> float:
 
 
 @compiled
-def _drawn_p(differences: Values, seed: np.uint64, flips: int) -> float:
+def _drawn_p(differences: Floats, seed: np.uint64, flips: int) -> float:
     far_out = 0
     limit = _limit(differences)
     for s in range(flips):
@@ -121,7 +121,7 @@ def _drawn_p(differences: Values, seed: np.uint64, flips: int) -> float:
 
 
 @compiled
-def _limit(differences: Values) -> float:
+def _limit(differences: Floats) -> float:
     """What is as far out as the sum seen, but for rounding."""
     limit: float = abs(differences.sum()) - _ROUNDING * np.abs(differences).sum()
     return limit

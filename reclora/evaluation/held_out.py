@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from reclora.evaluation.config import EvaluationConfig
@@ -33,6 +35,13 @@ class HeldOutSegment:
     def num_users(self) -> int:
         """U."""
         return len(self.user_rows_U)
+
+    def hits(self, item_rows_UK: Tensor) -> NDArray[np.bool_]:
+        """Which places of the users' lists hold something relevant, shape (U, K)."""
+        hits_UK: NDArray[np.bool_] = self.relevant.contains(
+            torch.arange(self.num_users), item_rows_UK
+        ).numpy()
+        return hits_UK
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from torch import Tensor
 from reclora.evaluation.lists import ScorerOf
 from reclora.evaluation.plain import ForeignError, PlainTable
 from reclora.interactions import IdMap, LogContract
-from reclora.interactions.contract import PER_SECOND
 from reclora.metrics import auc, calibration_error, log_loss
 from reclora.metrics.labels import log_likelihoods
 from reclora.ranking import PairScorer
@@ -69,23 +68,15 @@ def read_labelled(
                 f"{labels[wrong[0]]:g} is neither 0 nor 1; set log.contract.min_label",
                 int(wrong[0]),
             )
-        try:
-            user_rows = users.rows_of(table.whole("user_id"))
-            item_rows = items.rows_of(table.whole("item_id"))
-        except (TypeError, ValueError) as error:
-            raise (
-                error if isinstance(error, ForeignError) else ForeignError(f"{path}: {error}")
-            ) from error
+        user_rows, item_rows = table.rows("user_id", users), table.rows("item_id", items)
         known = (user_rows >= 0) & (item_rows >= 0)
         dropped += int((~known).sum())
         names = table.segments
         segments = np.array(names, dtype=np.str_)[table.codes(names)]
         parts.append((segments[known], user_rows[known], item_rows[known], labels[known]))
-        moments = table.timestamps()
-        if moments is not None and table.has_integer_times:
-            if contract.time_unit is None:
-                raise ForeignError(f"{path}: timestamps are integers; set log.contract.time_unit")
-            moments = (moments * (10**6 / PER_SECOND[contract.time_unit])).astype(np.int64)
+        if table.has_integer_times and contract.time_unit is None:
+            raise ForeignError(f"{path}: timestamps are integers; set log.contract.time_unit")
+        moments = table.timestamps(contract.time_unit)
         times.append(None if moments is None else moments[known])
     segments, user_rows, item_rows, labels = (
         np.concatenate(column) for column in zip(*parts, strict=True)

@@ -14,6 +14,9 @@ from reclora.ranking import Scorer, TwoStageScorer, rank, rank_in_two_stages
 ScorerOf = Callable[[str], Scorer]
 Progress = Callable[[int, int], None]
 
+RETRIEVED = "retrieved"
+"""The first of two stages."""
+
 
 @dataclass(frozen=True)
 class SegmentLists:
@@ -82,9 +85,6 @@ def recommend(
         if progress is not None:
             progress(done, held_out.num_users)
     return {stage: Lists(segments) for stage, segments in stages.items()}
-
-
-RETRIEVED = "retrieved"
 
 
 def _rank(

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from reclora.files import read_parquet
 from reclora.interactions import IdMap
+from reclora.interactions.contract import TimeUnit
+from reclora.interactions.reading import microseconds
 
 EVERYBODY = "all"
 """The segment of tables without one."""
@@ -92,6 +94,18 @@ class PlainTable:
         except (TypeError, ValueError) as error:
             raise ForeignError(f"{self.path}, column {name}: {error}") from error
 
+    def rows(self, name: str, ids: IdMap) -> NDArray[np.int64]:
+        """The row of each identifier of a column in a map; -1 for one that is not in it.
+
+        Raises:
+            ForeignError: one is null, or they are strings where the map holds integers, or so.
+        """
+        column = self.whole(name)
+        try:
+            return ids.rows_of(column)
+        except (TypeError, ValueError) as error:
+            raise ForeignError(f"{self.path}, column {name}: {error}") from error
+
     def numbers(self, name: str) -> NDArray[Any]:
         """A column of numbers, integers as integers.
 
@@ -112,8 +126,8 @@ class PlainTable:
         """Whether there is a timestamp that does not know its unit."""
         return "timestamp" in self and pa.types.is_integer(self.table["timestamp"].type)
 
-    def timestamps(self) -> NDArray[np.int64] | None:
-        """Microseconds of Parquet timestamps, integers as they are; None without the column.
+    def timestamps(self, unit: TimeUnit | None = None) -> NDArray[np.int64] | None:
+        """Microseconds; integers as they are where no unit is given. None without the column.
 
         Raises:
             ForeignError: it holds something else, or a null.
@@ -128,6 +142,8 @@ class PlainTable:
                 f"{self.path}: column timestamp must be Parquet timestamps or integers, "
                 f"got {column.type}"
             )
+        if self.has_integer_times and unit is not None:
+            column = microseconds(column.cast(pa.int64()), unit)
         return np.asarray(column.to_numpy(), np.int64)
 
     @property

@@ -11,7 +11,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import torch
 from numpy.typing import NDArray
 
 from reclora.evaluation.held_out import HeldOut, HeldOutSegment
@@ -90,8 +89,7 @@ def _measure(
     """The values of the segment's users, for each metric for each k."""
     if segment.num_users == 0:
         return [np.empty(0)] * (len(metrics) * len(ks))
-    positions_U = torch.arange(segment.num_users)
-    hits_UK = segment.relevant.contains(positions_U, lists.of(segment, max(ks))).numpy()
+    hits_UK = segment.hits(lists.of(segment, max(ks)))
     num_relevant_U = segment.relevant.sizes_U.numpy()
     return [METRICS[metric](hits_UK, num_relevant_U, k) for metric in metrics for k in ks]
 

@@ -250,7 +250,7 @@ def _canonical(batch: pa.RecordBatch, file: LogFile) -> pa.RecordBatch:
         if pa.types.is_integer(column.type):
             column = column.cast(pa.int64())
         if name == "timestamp":
-            column = _microseconds(column, file.time_unit)
+            column = microseconds(column, file.time_unit)
         if pa.types.is_floating(column.type):
             # -0.0 equals 0.0, so which of two duplicates stays would be left to chance.
             column = pc.add(column, 0.0)
@@ -258,7 +258,8 @@ def _canonical(batch: pa.RecordBatch, file: LogFile) -> pa.RecordBatch:
     return pa.record_batch(columns)
 
 
-def _microseconds(times: pa.Int64Array, unit: str) -> pa.Int64Array:
+def microseconds(times: pa.Int64Array, unit: str) -> pa.Int64Array:
+    """Times of a unit of `PER_SECOND` as microseconds; parts of one are cut off."""
     per_second = PER_SECOND[unit]
     if per_second > 10**6:
         return pc.divide(times, per_second // 10**6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -23,6 +24,16 @@ class Windows:
     train: Interactions
     validation: Interactions
     test: Interactions
+
+    @cached_property
+    def before_validation(self) -> Interactions:
+        """All that came before the validation window."""
+        return self.pretrain.joined(self.train)
+
+    @cached_property
+    def before_test(self) -> Interactions:
+        """All that came before the test window."""
+        return self.before_validation.joined(self.validation)
 
     def summary(self) -> pd.DataFrame:
         """One row a window: window, first, last (UTC), rows, users, items, and how many of each are

@@ -1,0 +1,128 @@
+"""Evaluate the lists of any other system: plain Parquet files, measured as a run is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from reclora.evaluation import (
+    EvaluationConfig,
+    Foreign,
+    HeldOut,
+    Lists,
+    hold_out,
+    read_foreign,
+    slices_of,
+)
+from reclora.files import sha256_of
+from reclora.popularity import popularity
+from reclora.splits import warm
+
+from .assessment import Assessment, Yardstick
+from .evaluated import Evaluated, finished
+from .run import LogSettings, RunFolder, RunSettings
+from .settings import resolved
+from .yardstick import (
+    POPULARITY_ALL,
+)
+
+
+def evaluate_files(
+    recommendations: Mapping[str, Path],
+    holdout: Path,
+    seen: Path | None,
+    config: EvaluationConfig,
+    *,
+    attributes: Sequence[str] = (),
+    runs: Path = Path("runs"),
+    repeat: str = "",
+) -> Evaluated:
+    """Hold the lists of any systems against a held-out log, and the first against each other one.
+
+    With a seen log, its segments' popularity is ranked beside them.
+
+    Args:
+        recommendations: model -> file of its lists; the first is the one in question, the second,
+            if there is one, its baseline; else that is popularity.
+        holdout, seen, attributes: see `reclora.evaluation.read_foreign`.
+        runs: gets a folder for the evaluation.
+
+    Raises:
+        ForeignError: a file cannot be read as what it should be; it names file, column and row.
+        LeakageError: held-out rows that were seen, or come before what their user was seen with.
+        ValueError: nobody has anything new held out.
+    """
+    if seen is not None and POPULARITY_ALL in recommendations:
+        raise ValueError(
+            f"{POPULARITY_ALL!r} is what the popularity of {seen} is called; name your lists "
+            "otherwise"
+        )
+    foreign = read_foreign(recommendations, holdout, seen, max(config.ks), attributes)
+    if max(config.ks) > len(foreign.heldout.items):
+        raise ValueError(
+            f"k must be at most the number of items, {len(foreign.heldout.items):,}, got "
+            f"{max(config.ks):,}"
+        )
+    held_out = hold_out(foreign.heldout, foreign.seen, config)
+    if held_out.num_users == 0:
+        raise ValueError(f"{holdout}: every held-out item of every user is in {seen} too")
+    files = [*recommendations.values(), holdout, *([seen] if seen else [])]
+    settings = RunSettings(
+        log=LogSettings((holdout,)), name="lists", runs=runs, evaluation=config, repeat=repeat
+    )
+    folder = RunFolder(settings, "", {str(path): sha256_of(path) for path in files})
+    folder.begin()
+    slices = slices_of(held_out, foreign.heldout, foreign.seen) if seen or attributes else {}
+    shown = {
+        "evaluation": resolved(config),
+        "recommendations": {name: str(path) for name, path in recommendations.items()},
+        "holdout": str(holdout),
+        "seen": str(seen or ""),
+        "slices": list(attributes),
+    }
+    assessment = Assessment(Yardstick(folder.id, held_out, slices, foreign.heldout.users))
+    for model, lists in foreign.lists.items():
+        assessment.take(model, lists)
+    if seen is not None:
+        assessment.rank(POPULARITY_ALL, popularity(foreign.seen))
+    subject, *others = assessment.models
+    counts = held_out.counts()
+    return finished(
+        folder,
+        settings,
+        assessment,
+        subject=subject,
+        baseline=others[0] if others else "",
+        quality={
+            "held-out rows": len(foreign.heldout),
+            "held-out items that count, not seen before": int(counts["relevant"].sum()),
+            "seen rows": len(foreign.seen),
+            "users measured": held_out.num_users,
+            "users with nothing new to find": int(counts["users_without_relevant"].sum()),
+            f"users measured who have no list of {subject}": _without_list(
+                held_out, foreign.lists[subject]
+            ),
+            f"items in lists of {subject} that are in no log": _unknown_items(foreign, subject),
+        },
+        split=pd.DataFrame(),
+        title=f"How good are the lists of {subject}?",
+        settings_shown=shown,
+        notes=["Lists were taken as they are: what users had seen was not taken out of them."],
+    )
+
+
+def _without_list(held_out: HeldOut, lists: Lists) -> int:
+    return sum(int((lists.of(s, 1)[:, 0] < 0).sum()) for s in held_out.segments)
+
+
+def _unknown_items(foreign: Foreign, model: str) -> int:
+    """Items in a model's lists that neither log has: of another id map, perhaps."""
+    known = warm(foreign.heldout)[1] | warm(foreign.seen)[1]
+    shown = np.zeros(len(known), bool)
+    for lists in foreign.lists[model].segments.values():
+        rows = lists.item_rows_UK.numpy()
+        shown[rows[rows >= 0]] = True
+    return int((shown & ~known).sum())
