@@ -92,6 +92,7 @@ def stratified_batches(
     batch_rows: int,
     num_negatives: int,
     segments_per_step: int,
+    first_step: int = 0,
 ) -> Iterator[Batch]:
     """One epoch of the active segments: every row once, `batch_rows` rows of a segment a step.
 
@@ -102,14 +103,19 @@ def stratified_batches(
         batch_rows: B, rows of each segment in a step.
         num_negatives: J, negatives of each segment in a step.
         segments_per_step: the most segments in a step (memory follows it; results do not).
+        first_step: how many of the epoch's steps are left out: they have been taken.
     """
     order = epoch_order(log, seeds_S, epoch)
     sizes = np.diff(log.offsets)
     mean_weights = _mean_weights(log)
     active = active[np.argsort(-sizes[active], kind="stable")]
+    done = 0
     for first in range(0, len(active), segments_per_step):
         chunk = active[first : first + segments_per_step]
         for step in range(-(-int(sizes[chunk].max(initial=0)) // batch_rows)):
+            done += 1
+            if done <= first_step:
+                continue
             now = chunk[sizes[chunk] > step * batch_rows]
             places = log.offsets[now, None] + step * batch_rows + np.arange(batch_rows)
             inside = places < log.offsets[now + 1, None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ class EarlyStopping:
         self._best_score = np.full(len(self._names), -np.inf)
         self._best_epoch = np.zeros(len(self._names), dtype=np.int64)
         self._best: list[tuple[Delta, dict[str, Tensor]]] = []
-        self._rows: list[tuple[str, int, float, float]] = []
+        self._rows: list[tuple[int, int, float, float]] = []
 
     def note(self, epoch: int, training_loss: NDArray[np.float64]) -> None:
         """No judge: the last epoch is the best."""
@@ -49,11 +49,50 @@ class EarlyStopping:
         if not self._best:
             self._best = [
                 (delta, {name: p.detach().clone() for name, p in delta.named_parameters()})
-                for _, delta in self._bank.deltas()
+                for delta in self._deltas()
             ]
         else:
             self._copy(np.flatnonzero(better))
         self.active &= epoch - self._best_epoch < self._patience
+
+    def give_up(self, segments: NDArray[np.int64]) -> None:
+        """Stop segments whose numbers are spoilt; zeros, which change nothing, take their place."""
+        self.active[segments], self._best_epoch[segments] = False, 0
+        banks = [(d, {name: p.data for name, p in d.named_parameters()}) for d in self._deltas()]
+        for delta, numbers in [*banks, *self._best]:
+            for segment in segments:
+                for name, part in delta.slices(int(segment)).items():
+                    numbers[name][part] = 0
+
+    def state(self) -> dict[str, Tensor]:
+        """All of it, but for the bank's numbers, as tensors."""
+        rows = np.array(self._rows, dtype=np.float64).reshape(len(self._rows), 4)
+        own = {
+            "active": torch.from_numpy(self.active.copy()),
+            "best_score": torch.from_numpy(self._best_score.copy()),
+            "best_epoch": torch.from_numpy(self._best_epoch.copy()),
+            "rows": torch.from_numpy(rows),
+        }
+        return own | {
+            f"best.{at}.{name}": numbers
+            for at, (_, best) in enumerate(self._best)
+            for name, numbers in best.items()
+        }
+
+    def restore_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state` gave."""
+        self.active = state["active"].numpy().copy()
+        self._best_score = state["best_score"].numpy().copy()
+        self._best_epoch = state["best_epoch"].numpy().copy()
+        self._rows = [(int(s), int(e), t, v) for s, e, t, v in state["rows"].tolist()]
+        if any(name.startswith("best.") for name in state):
+            self._best = [
+                (delta, {name: state[f"best.{at}.{name}"] for name, _ in delta.named_parameters()})
+                for at, delta in enumerate(self._deltas())
+            ]
+
+    def _deltas(self) -> list[Delta]:
+        return [delta for _, delta in self._bank.deltas()]
 
     def _copy(self, segments: NDArray[np.int64]) -> None:
         for delta, best in self._best:
@@ -72,11 +111,12 @@ class EarlyStopping:
         self, epoch: int, training: NDArray[np.float64], validation: NDArray[np.float64]
     ) -> None:
         for s in np.flatnonzero(self.active):
-            self._rows.append((self._names[s], epoch, float(training[s]), float(validation[s])))
+            self._rows.append((int(s), epoch, float(training[s]), float(validation[s])))
 
     def curves(self) -> pd.DataFrame:
         columns = ["segment", "epoch", "training_loss", "score"]
-        return pd.DataFrame(self._rows, columns=columns)
+        rows = [(self._names[segment], *numbers) for segment, *numbers in self._rows]
+        return pd.DataFrame(rows, columns=columns)
 
     def best_epochs(self) -> dict[str, int]:
         return {name: int(e) for name, e in zip(self._names, self._best_epoch, strict=True)}

@@ -12,7 +12,7 @@ alone gives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from reclora.bank import AdapterBank
 from reclora.batches import Batch, segment_seeds, stratified_batches
+from reclora.checkpoints import Checkpoint, undisturbed
 from reclora.counted import U64, mix
 from reclora.deltas import RowDropout
 from reclora.early_stopping import EarlyStopping, Judge
@@ -103,13 +104,16 @@ class Training:
         curves: segment, epoch (0 is before training), training_loss (NaN at 0), score (what the
             judge said; NaN without one).
         best_epoch: per segment, the epoch whose numbers the bank holds now; 0 is the untouched
-            base.
+            base, or what the bank held before.
         steps: optimizer steps taken.
+        quarantined: segment -> why. What had become of it was not finite; its numbers are zero now,
+            which changes nothing.
     """
 
     curves: pd.DataFrame
     best_epoch: dict[str, int]
     steps: int
+    quarantined: dict[str, str]
 
 
 def train(
@@ -120,59 +124,254 @@ def train(
     judge: Judge | None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Training:
     """Train every segment of a bank on its part of a log, in place.
 
     With a judge each segment keeps the epoch that it finds best, the untouched base among them; a
     segment that it cannot judge stays at the base, since nothing could show that it helps. Without
     a judge every segment trains all epochs. A segment without a delta of its own trains nothing.
-    Where the bank has a parent, read parent for base.
+    Where the bank has a parent, read parent for base. A segment whose loss or numbers become NaN or
+    infinite is quarantined, and the others go on.
 
     Args:
         log: on the base's id maps, with the bank's segments in the bank's order.
         judge: asked before training and after every epoch; see `Judge`.
         progress: told (epochs done, epochs at most) after every epoch.
+        checkpoint: where what it has reached is kept: every so many seconds, when it is interrupted
+            (KeyboardInterrupt) and when it is done. What is there already is gone on from, to the
+            same bytes as without the break.
 
     Raises:
         ValueError: the log is not on the bank's id maps or segments, the bank has no delta, or
             no row factor to drop from.
-        TrainingError: a loss or a trained number is not finite.
+        TrainingError: every segment that trained is quarantined.
+        OSError: the checkpoint cannot be written.
     """
     _check_log(bank, log)
     seeds_S = segment_seeds(seed, log)
     _check_deltas(bank, config)
     groups = _parameter_groups(bank, config)
     penalty_S = torch.from_numpy(config.l2 + config.shrinkage / np.maximum(np.diff(log.offsets), 1))
-    keeper = EarlyStopping(bank, log, config.patience)
-    if judge is not None:
-        untrained = np.full(log.num_segments, np.nan)
-        keeper.judge(0, untrained, judge(bank, np.flatnonzero(keeper.active)))
-    keeper.active &= np.array([bank.has_delta(code) for code in range(log.num_segments)])
-    optimizer = RowwiseAdagrad(groups, lr=config.rows_lr) if keeper.active.any() else None
-    steps = 0
-    for epoch in range(1, config.epochs + 1):
-        active = np.flatnonzero(keeper.active)
-        if len(active) == 0 or optimizer is None:
-            break
-        losses = _SegmentMeans(log.num_segments)
-        for batch in _batches(log, active, config, seeds_S, epoch):
-            optimizer.zero_grad(set_to_none=True)
-            loss_G, objective_G = _losses(bank, batch, config, _drops(config, batch), penalty_S)
-            torch.autograd.backward(objective_G.sum())
-            optimizer.step()
-            steps += 1
-            losses.add(batch, loss_G.detach())
-        training_loss = losses.means()
-        _check_finite(training_loss[active], active, log.segment_names, epoch)
-        if judge is None:
-            keeper.note(epoch, training_loss)
-        else:
-            keeper.judge(epoch, training_loss, judge(bank, active))
-        if progress is not None:
-            progress(epoch, config.epochs)
-    keeper.restore()
-    _check_numbers(bank)
-    return Training(keeper.curves(), keeper.best_epochs(), steps)
+    course = _Course(bank, log, config, groups)
+    if checkpoint is None:
+        return course.run(judge, seeds_S, penalty_S, progress, lambda: None)
+    course.take_up(checkpoint)
+
+    def keep() -> None:
+        if checkpoint.is_due():
+            course.keep(checkpoint)
+
+    try:
+        training = course.run(judge, seeds_S, penalty_S, progress, keep)
+    except KeyboardInterrupt:
+        course.keep(checkpoint)
+        raise
+    course.keep(checkpoint)
+    return training
+
+
+class _Course:
+    """A training on its way: what it has reached, and how it goes on."""
+
+    def __init__(
+        self,
+        bank: AdapterBank,
+        log: Interactions,
+        config: TrainingConfig,
+        groups: list[dict[str, object]],
+    ) -> None:
+        self._bank, self._log, self._config = bank, log, config
+        self._keeper = EarlyStopping(bank, log, config.patience)
+        self._optimizer = RowwiseAdagrad(groups, lr=config.rows_lr) if groups else None
+        self._losses = _SegmentMeans(log.num_segments)
+        self._has_begun = self._is_done = False
+        self._epoch, self._step, self._steps = 1, 0, 0
+        """The epoch under way, the steps taken in it, and in all."""
+        self._spoilt: dict[int, str] = {}
+        """Segment -> why it is quarantined."""
+
+    def run(
+        self,
+        judge: Judge | None,
+        seeds_S: U64,
+        penalty_S: Tensor,
+        progress: Callable[[int, int], None] | None,
+        keep: Callable[[], None],
+    ) -> Training:
+        """Go on to the end; `keep` is called wherever what is reached can be kept."""
+        keeper, config = self._keeper, self._config
+        if not self._has_begun:
+            self._begin(judge)
+        while self._epoch <= config.epochs and keeper.active.any() and not self._is_done:
+            active = np.flatnonzero(keeper.active)
+            batches = _batches(self._log, active, config, seeds_S, self._epoch, self._step)
+            for batch in batches:
+                self._take_step(batch, penalty_S)
+                keep()
+            self._end_epoch(active, judge)
+            if progress is not None:
+                progress(self._epoch - 1, config.epochs)
+            keep()
+        if not self._is_done:
+            with undisturbed():
+                keeper.restore()
+                self._check_numbers()
+                self._is_done = True
+        return self._training()
+
+    def _begin(self, judge: Judge | None) -> None:
+        keeper, num_segments = self._keeper, self._log.num_segments
+        untrained = np.full(num_segments, np.nan)
+        scores = None if judge is None else judge(self._bank, np.flatnonzero(keeper.active))
+        with undisturbed():
+            if scores is not None:
+                keeper.judge(0, untrained, scores)
+            keeper.active &= np.array([self._bank.has_delta(s) for s in range(num_segments)])
+            self._has_begun = True
+
+    def _take_step(self, batch: Batch, penalty_S: Tensor) -> None:
+        assert self._optimizer is not None, "a segment trains only if it has a delta"
+        self._optimizer.zero_grad(set_to_none=True)
+        drops = _drops(self._config, batch)
+        loss_G, objective_G = _losses(self._bank, batch, self._config, drops, penalty_S)
+        torch.autograd.backward(objective_G.sum())
+        with undisturbed():
+            self._optimizer.step()
+            self._step, self._steps = self._step + 1, self._steps + 1
+            self._losses.add(batch, loss_G.detach())
+            wrong_G = ~torch.isfinite(loss_G.detach())
+            if bool(wrong_G.any()):
+                self._note(batch.segments_G[wrong_G].tolist())
+
+    def _note(self, segments: list[int]) -> None:
+        """Note which segments' losses are not finite, where first, and by which tensor."""
+        for segment in segments:
+            where = f"epoch {self._epoch}, step {self._step}"
+            tensor = _not_finite(self._bank, segment)
+            of = f"; {tensor} is not finite" if tensor else ""
+            why = f"the loss is not finite in {where}{of}: lower its learning rates"
+            self._spoilt.setdefault(segment, why)
+
+    def _end_epoch(self, active: NDArray[np.int64], judge: Judge | None) -> None:
+        training_loss = self._losses.means()
+        with undisturbed():
+            if self._spoilt:
+                self._keeper.give_up(np.array(sorted(self._spoilt)))
+                self._check_any_left()
+            active = np.flatnonzero(self._keeper.active)
+        scores = None if judge is None or not len(active) else judge(self._bank, active)
+        with undisturbed():
+            if scores is not None:
+                self._keeper.judge(self._epoch, training_loss, scores)
+            else:
+                self._keeper.note(self._epoch, training_loss)
+            self._losses = _SegmentMeans(self._log.num_segments)
+            self._epoch, self._step = self._epoch + 1, 0
+
+    def _check_numbers(self) -> None:
+        """The last step of all comes after the last loss: it may have spoilt what no loss saw."""
+        if all(
+            bool(torch.isfinite(parameter).all())
+            for _, delta in self._bank.deltas()
+            for parameter in delta.parameters()
+        ):
+            return
+        for code in range(self._log.num_segments):
+            if tensor := _not_finite(self._bank, code):
+                self._spoilt[code] = (
+                    f"{tensor} is not finite after training: lower its learning rates"
+                )
+        self._keeper.give_up(np.array(sorted(self._spoilt)))
+        self._check_any_left()
+
+    def _check_any_left(self) -> None:
+        trained = [code for code in range(self._log.num_segments) if self._has_trained(code)]
+        if all(code in self._spoilt for code in trained):
+            code = min(self._spoilt)
+            others = f" (and {len(self._spoilt) - 1} more)" if len(self._spoilt) > 1 else ""
+            raise TrainingError(
+                f"no segment is left to train: {self._log.segment_names[code]!r}{others}: "
+                f"{self._spoilt[code]}"
+            )
+
+    def _has_trained(self, code: int) -> bool:
+        rows = self._log.offsets[code + 1] - self._log.offsets[code]
+        return bool(rows > 0) and self._bank.has_delta(code)
+
+    def _training(self) -> Training:
+        names = self._log.segment_names
+        return Training(
+            self._keeper.curves(),
+            self._keeper.best_epochs(),
+            self._steps,
+            {names[code]: why for code, why in sorted(self._spoilt.items())},
+        )
+
+    # To the disk and back.
+
+    def keep(self, checkpoint: Checkpoint) -> None:
+        """Write down all that it has reached."""
+        tensors = {f"now.{name}": numbers for name, numbers in self._numbers()}
+        tensors |= {f"keeper.{name}": tensor for name, tensor in self._keeper.state().items()}
+        if self._is_done:
+            tensors = {n: t for n, t in tensors.items() if not n.startswith("keeper.best.")}
+        elif self._optimizer is not None:
+            tensors |= {f"sum.{at}": total for at, total in enumerate(self._sums())}
+            tensors |= {f"losses.{n}": t for n, t in self._losses.state().items()}
+        facts = {
+            "has_begun": self._has_begun,
+            "is_done": self._is_done,
+            "epoch": self._epoch,
+            "step": self._step,
+            "steps": self._steps,
+            "spoilt": {str(code): why for code, why in self._spoilt.items()},
+        }
+        with undisturbed():
+            checkpoint.save(tensors, facts)
+
+    def take_up(self, checkpoint: Checkpoint) -> None:
+        """Go on from what was kept, if there is something."""
+        kept = checkpoint.load()
+        if kept is None:
+            return
+        tensors, facts = kept
+        with torch.no_grad():
+            for name, numbers in self._numbers():
+                numbers.copy_(tensors[f"now.{name}"])
+            if not facts["is_done"]:
+                for at, total in enumerate(self._sums()):
+                    total.copy_(tensors[f"sum.{at}"])
+                self._losses.restore(_named(tensors, "losses."))
+        self._keeper.restore_state(_named(tensors, "keeper."))
+        self._has_begun, self._is_done = facts["has_begun"], facts["is_done"]
+        self._epoch, self._step, self._steps = facts["epoch"], facts["step"], facts["steps"]
+        self._spoilt = {int(code): why for code, why in facts["spoilt"].items()}
+
+    def _numbers(self) -> Iterator[tuple[str, Tensor]]:
+        for at, (name, delta) in enumerate(self._bank.deltas()):
+            for parameter, numbers in delta.named_parameters():
+                yield f"{at}.{name}.{delta.kind}.{parameter}", numbers
+
+    def _sums(self) -> list[Tensor]:
+        """The optimizer's state, in the order of its parameters."""
+        if self._optimizer is None:
+            return []
+        groups = self._optimizer.param_groups
+        return [self._optimizer.state[p]["sum"] for group in groups for p in group["params"]]
+
+
+def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _not_finite(bank: AdapterBank, code: int) -> str:
+    """The first tensor of a segment that is not finite; empty where all are."""
+    for name, delta in bank.deltas():
+        for part, where in delta.slices(code).items():
+            if not torch.isfinite(delta.get_parameter(part)[where]).all():
+                return f"{name}.{part}"
+    return ""
 
 
 def _losses(
@@ -253,6 +452,18 @@ class _SegmentMeans:
         """NaN for a segment without rows, or without weight."""
         return self._totals_S / np.where(self._weights_S > 0, self._weights_S, np.nan)
 
+    def state(self) -> dict[str, Tensor]:
+        """As tensors."""
+        return {
+            "totals": torch.from_numpy(self._totals_S),
+            "weights": torch.from_numpy(self._weights_S),
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state` gave."""
+        self._totals_S = state["totals"].numpy().copy()
+        self._weights_S = state["weights"].numpy().copy()
+
 
 def _batches(
     log: Interactions,
@@ -260,6 +471,7 @@ def _batches(
     config: TrainingConfig,
     seeds_S: U64,
     epoch: int,
+    first: int = 0,
 ) -> Iterator[Batch]:
     return stratified_batches(
         log,
@@ -269,6 +481,7 @@ def _batches(
         batch_rows=config.batch_rows,
         num_negatives=config.num_negatives,
         segments_per_step=max(1, config.step_rows // config.batch_rows),
+        first_step=first,
     )
 
 
@@ -312,29 +525,3 @@ def _check_log(bank: AdapterBank, log: Interactions) -> None:
             f"the log's segments are not the bank's: {log.segment_names[:3]}... "
             f"against {bank.segment_names[:3]}..."
         )
-
-
-def _check_finite(
-    loss: NDArray[np.float64], segments: NDArray[np.int64], names: tuple[str, ...], epoch: int
-) -> None:
-    wrong = segments[~np.isfinite(loss)]
-    if len(wrong):
-        raise TrainingError(
-            f"the loss of segment {names[wrong[0]]!r} is not finite in epoch {epoch} "
-            f"({len(wrong)} segments in all): lower its learning rates"
-        )
-
-
-def _check_numbers(bank: AdapterBank) -> None:
-    """The last step of all comes after the last loss: it may have spoilt what no loss saw."""
-    for name, delta in bank.deltas():
-        for parameter in delta.parameters():
-            if torch.isfinite(parameter).all():
-                continue
-            for code, segment in enumerate(bank.segment_names):
-                for part, where in delta.slices(code).items():
-                    if not torch.isfinite(delta.get_parameter(part)[where]).all():
-                        raise TrainingError(
-                            f"{name}.{part} of segment {segment!r} is not finite after training: "
-                            f"lower its learning rates"
-                        )

@@ -25,7 +25,7 @@ FLOORS = (
     ),
     ("tables", "tower", "scoring", "base", "batches", "splits", "popularity"),
     ("configs", "adapters", "stacks", "bank", "ladder", "modules", "arithmetic", "peft"),
-    ("training", "early_stopping", "ranking", "store", "interchange"),
+    ("training", "early_stopping", "checkpoints", "ranking", "store", "interchange"),
     ("evaluation", "comparison"),
     ("report",),
     ("pipelines", "datasets"),

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -606,10 +607,36 @@ def test_the_last_bias_does_not_drift() -> None:
 # Errors.
 
 
-def test_a_diverging_segment_is_named() -> None:
+def test_where_every_segment_diverges_it_is_an_error() -> None:
     config = replace(SHORT, rows_lr=1e30, loss="bpr")
-    with pytest.raises(TrainingError, match="'market 0' is not finite"):
+    named = (
+        r"no segment is left.*'market 0' \(and 3 more\): the loss is not finite in epoch 1, step 2"
+    )
+    with pytest.raises(TrainingError, match=named):
         trained("full", validation=None, config=config)
+
+
+def test_a_poisoned_segment_is_quarantined_and_the_others_train_as_without_it() -> None:
+    """One user's vector is so long that its segment's scores overflow; no other has that user."""
+    of = {name: np.unique(LOG.only(name).user_rows) for name in LOG.segment_names}
+    alone = np.setdiff1d(of["market 0"], np.concatenate([of[n] for n in of if n != "market 0"]))
+    users = BASE.user_table.materialised()
+    users[alone[0]] = 3e38
+    tables = users, BASE.item_table.materialised(), BASE.item_bias.materialised().squeeze(1)
+    base = BaseModel.of(BASE.users, BASE.items, *tables, BASE.tower)
+    bank = AdapterBank.for_log(base, LOG, KINDS["bias"])
+    done = train(bank, LOG, SHORT, judge=None)
+    assert list(done.quarantined) == ["market 0"]
+    assert re.search(r"the loss is not finite in epoch 1, step \d+", done.quarantined["market 0"])
+    assert done.best_epoch["market 0"] == 0
+    spoilt = bank.adapter("market 0").tensors
+    assert all(not t.any() for t in spoilt.values() if t.is_floating_point())
+    clean = AdapterBank.for_log(BASE, LOG, KINDS["bias"])
+    expected = train(clean, LOG, SHORT, judge=None)
+    for name in LOG.segment_names[1:]:
+        assert done.best_epoch[name] == expected.best_epoch[name]
+        for key, tensor in clean.adapter(name).tensors.items():
+            assert torch.allclose(bank.adapter(name).tensors[key], tensor, rtol=0, atol=1e-5)
 
 
 def test_numbers_spoilt_by_the_last_step_are_found() -> None:
@@ -617,7 +644,7 @@ def test_numbers_spoilt_by_the_last_step_are_found() -> None:
     log = LOG.only("one row")
     config = replace(SHORT, epochs=1, rows_lr=3e38, bias_lr=1e-9, tower_lr=1e-9)
     bank = AdapterBank.for_log(BASE, log, replace(FULL, tower="none"))
-    with pytest.raises(TrainingError, match="of segment 'one row' is not finite after training"):
+    with pytest.raises(TrainingError, match="'one row': user_table.d is not finite after training"):
         train(bank, log, config, judge=None)
 
 
