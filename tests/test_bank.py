@@ -347,3 +347,36 @@ def test_adapters_that_do_not_fit_are_refused() -> None:
 
 def test_repr_tells_the_size() -> None:
     assert "5 segments, 1,485 numbers, of BaseModel" in repr(make_bank("rows", BASE))
+
+
+# Beginning with what is stored.
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_a_bank_that_begins_with_adapters_scores_as_they_do(kind: str) -> None:
+    """Whatever rows the new log touches: its own are fresh, and change nothing yet."""
+    base = make_base()
+    stored = make_bank(kind, base)
+    log = make_log(base, seed=7)
+    start = {name: stored.adapter(name) for name in list(SIZES)[:3]}
+    configs = configs_of(kind, log.segment_names)
+    bank = AdapterBank.for_log(base, log, configs, start=start)
+    fresh = AdapterBank.for_log(base, log, configs)
+    users = torch.arange(len(base.users))
+    for name in SIZES:
+        expected = (stored if name in start else fresh).scorer(name).scores(users)
+        assert torch.equal(bank.scorer(name).scores(users), expected)
+    for name, adapter in start.items():
+        rows = bank.adapter(name).tensors["items.rows"]
+        assert set(adapter.tensors["items.rows"].tolist()) <= set(rows.tolist())
+
+
+def test_what_a_segment_cannot_begin_with_is_refused() -> None:
+    base = make_base()
+    log = make_log(base)
+    stored = make_bank("rows", base).adapter("market 0")
+    with pytest.raises(AdapterError, match="'market 0' cannot begin with"):
+        AdapterBank.for_log(base, log, KINDS["bias"], start={"market 0": stored})
+    parent = make_bank("rows", base).adapter("one row")
+    with pytest.raises(AdapterError, match="leave it out of `start`"):
+        AdapterBank.for_log(base, log, KINDS["rows"], parent=parent, start={"market 0": stored})

@@ -4,7 +4,7 @@ batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import cast
 
@@ -27,7 +27,7 @@ from reclora.bank.assembly import (
     table_deltas,
     tower_deltas,
 )
-from reclora.bank.stored import configs_of, fill, stacked, with_rows
+from reclora.bank.stored import check_start, configs_of, fill, stacked, stored_rows, with_rows
 from reclora.base import BaseModel
 from reclora.configs import AdapterConfig, AdapterError
 from reclora.counted import segment_seed
@@ -117,26 +117,44 @@ class AdapterBank(nn.Module):
         config: AdapterConfig | Sequence[AdapterConfig],
         seed: int = 0,
         parent: Adapter | None = None,
+        start: Mapping[str, Adapter] | None = None,
     ) -> AdapterBank:
-        """A fresh bank for the segments of a log; each touches the users and items of its
-        interactions.
+        """A bank for the segments of a log; each touches the users and items of its interactions.
+
+        Args:
+            start: segment -> the adapter that it begins with, of its config and of this parent:
+                it touches that one's rows too, and scores as that one does. The others are fresh.
 
         Raises:
-            AdapterError: the log is not on the base's id maps (`Interactions.onto`).
+            AdapterError: the log is not on the base's id maps (`Interactions.onto`), or does not
+                hold the identifiers that an adapter in `start` brings; an adapter in `start` has
+                another config, base or parent.
         """
         if log.users != base.users or log.items != base.items:
             raise AdapterError(
                 "the log is not on the base's id maps; take log.onto(base.users, base.items)"
             )
-        return cls(
-            base,
-            log.segment_names,
-            _rows_by_segment(log.user_rows, log.offsets),
-            _rows_by_segment(log.item_rows, log.offsets),
-            config,
-            seed,
-            parent,
-        )
+        rows = {
+            "users": _rows_by_segment(log.user_rows, log.offsets),
+            "items": _rows_by_segment(log.item_rows, log.offsets),
+        }
+        known = {"users": base.users, "items": base.items}
+        own = base.user_table.num_own_rows, base.item_table.num_own_rows
+        begun: dict[int, dict[str, Tensor]] = {}
+        for code, name in enumerate(log.segment_names):
+            if start and name in start:
+                begun[code] = {
+                    side: stored_rows(start[name], side, known[side], num_own)
+                    for side, num_own in zip(known, own, strict=True)
+                }
+                for side, stored in begun[code].items():
+                    rows[side][code] = torch.cat([rows[side][code], stored])
+        bank = cls(base, log.segment_names, rows["users"], rows["items"], config, seed, parent)
+        for code, stored_by_side in begun.items():
+            adapter = (start or {})[log.segment_names[code]]
+            check_start(adapter, bank.configs[code], base, parent)
+            bank._fill(code, adapter, stored_by_side)
+        return bank
 
     @classmethod
     def of(cls, base: BaseModel, adapters: Sequence[Adapter]) -> AdapterBank:
@@ -173,8 +191,17 @@ class AdapterBank(nn.Module):
         names = [adapter.segment for adapter in adapters]
         bank = cls(grown, names, rows["users"], rows["items"], configs, None, parent)
         for code, adapter in enumerate(adapters):
-            fill(bank._own(code), code, adapter, {s: rows[s][code].argsort() for s in rows})
+            bank._fill(code, adapter, {side: rows[side][code] for side in rows})
         return bank
+
+    def _fill(self, code: int, adapter: Adapter, rows: Mapping[str, Tensor]) -> None:
+        """Put in an adapter that touches these rows of the bank's tables."""
+        touched = {"users": self.touched_users, "items": self.touched_items}
+        places = {
+            side: torch.searchsorted(of.rows_T[of.slice(code)], rows[side])
+            for side, of in touched.items()
+        }
+        fill(self._own(code), code, adapter, places)
 
     # What a batch asks for. ids are rows of the tables, segments are codes.
 

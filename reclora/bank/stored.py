@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from reclora.adapters import Adapter, check_base, id_tensors
+from reclora.adapters import Adapter, bank_rows, check_base, id_tensors, new_ids
 from reclora.base import BaseModel
 from reclora.configs import NOTHING, AdapterConfig, AdapterError
 from reclora.deltas import BasisDelta, Delta, FullDelta, RowsDelta, TouchedRows
@@ -22,12 +22,12 @@ Deltas = Iterable[tuple[str, Delta]]
 
 
 @torch.no_grad()
-def fill(deltas: Deltas, code: int, adapter: Adapter, order: Mapping[str, Tensor]) -> None:
+def fill(deltas: Deltas, code: int, adapter: Adapter, places: Mapping[str, Tensor]) -> None:
     """Copy an adapter's numbers into the segment's part of its deltas.
 
     Args:
-        order: for `users` and `items` the adapter's row at each place of the bank's: rows of new
-            identifiers may stand in another order in this bank.
+        places: for `users` and `items` the place of each of the adapter's rows among those that
+            the segment touches in this bank: it may touch more, and in another order.
 
     Raises:
         AdapterError: a tensor is missing or of another shape.
@@ -38,15 +38,15 @@ def fill(deltas: Deltas, code: int, adapter: Adapter, order: Mapping[str, Tensor
             place = delta.get_parameter(parameter)[part]
             full_name = f"{name}.{delta.kind}.{parameter}"
             stored = adapter.tensors.get(full_name)
-            if stored is None or stored.shape != place.shape:
+            rows = places[sides[name]] if isinstance(delta, PER_ROW) and parameter != "b" else None
+            shape = place.shape if rows is None else (len(rows), *place.shape[1:])
+            if stored is None or stored.shape != shape:
                 raise AdapterError(
                     f"the adapter of segment {adapter.segment!r} needs {full_name} of "
-                    f"shape {tuple(place.shape)}, got "
+                    f"shape {tuple(shape)}, got "
                     f"{'none' if stored is None else tuple(stored.shape)}: it is damaged"
                 )
-            if isinstance(delta, PER_ROW) and parameter != "b":
-                stored = stored[order[sides[name]]]
-            place.copy_(stored)
+            place[slice(None) if rows is None else rows] = stored
 
 
 def stacked(
@@ -105,6 +105,35 @@ def configs_of(adapters: Sequence[Adapter], base: BaseModel) -> list[AdapterConf
             )
         configs.append(adapter.config)
     return configs
+
+
+def stored_rows(adapter: Adapter, side: str, ids: IdMap, num_base_rows: int) -> Tensor:
+    """The rows that an adapter touches in the table of these identifiers.
+
+    Raises:
+        AdapterError: it brings an identifier that is not among them.
+    """
+    brought = new_ids(adapter, side, ids)
+    rows = bank_rows(adapter.tensors[f"{side}.rows"], brought, num_base_rows, ids)
+    if bool((rows < 0).any()):
+        raise AdapterError(
+            f"the adapter of segment {adapter.segment!r} brings {len(brought):,} {side} that the "
+            "base does not know, and the log's id maps lack some of them: grow the base by them, "
+            "and take log.onto(...) of its id maps"
+        )
+    return rows
+
+
+def check_start(
+    adapter: Adapter, config: AdapterConfig, base: BaseModel, parent: Adapter | None
+) -> None:
+    """Refuse an adapter that a segment of this config and parent cannot begin with."""
+    check_base(adapter, base)
+    if adapter.config != config or adapter.parent is not parent:
+        raise AdapterError(
+            f"segment {adapter.segment!r} cannot begin with {adapter.config} on "
+            f"{adapter.parent!r}: it is to have {config} on {parent!r}; leave it out of `start`"
+        )
 
 
 def _offsets(delta: Delta, parameter: str) -> Tensor:

@@ -216,6 +216,28 @@ class Interactions:
             self._attributes_of(rows),
         )
 
+    def part(self, segments: Sequence[int]) -> "Interactions":
+        """Return the rows of some segments, as a log of those alone, in the order given.
+
+        Args:
+            segments: positions in `segment_names`, each at most once.
+        """
+        sizes = np.diff(self.offsets)[list(segments)]
+        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        starts = self.offsets[list(segments)]
+        rows = np.repeat(starts - offsets[:-1], sizes) + np.arange(offsets[-1])
+        return Interactions(
+            self.users,
+            self.items,
+            tuple(self.segment_names[segment] for segment in segments),
+            offsets,
+            self.user_rows[rows],
+            self.item_rows[rows],
+            self.timestamps[rows],
+            None if self.weights is None else self.weights[rows],
+            {name: column[rows] for name, column in self.attributes.items()},
+        )
+
     def pooled(self, name: str = "pooled") -> "Interactions":
         """Return all rows as one segment, sorted by (timestamp, user row, item row)."""
         return Interactions.from_arrays(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -34,6 +36,27 @@ class Windows:
     def before_test(self) -> Interactions:
         """All that came before the test window."""
         return self.before_validation.joined(self.validation)
+
+    def of_segments(self, names: Sequence[str]) -> Windows:
+        """The train, validation and test windows of some segments; what came before a window stays
+        whole, since what a user saw in another segment is seen as well.
+
+        Raises:
+            KeyError: a segment that no window has.
+        """
+        known = {name: at for at, name in enumerate(self.train.segment_names)}
+        for name in names:
+            if name not in known:
+                near = difflib.get_close_matches(name, known) or list(known)[:5]
+                raise KeyError(
+                    f"no segment {name!r} in the log; near names: {', '.join(map(repr, near))}"
+                )
+        codes = sorted(known[name] for name in dict.fromkeys(names))
+        parts = (log.part(codes) for log in (self.train, self.validation, self.test))
+        narrow = Windows(self.pretrain, *parts)
+        narrow.__dict__["before_validation"] = self.before_validation
+        narrow.__dict__["before_test"] = self.before_test
+        return narrow
 
     def summary(self) -> pd.DataFrame:
         """One row a window: window, first, last (UTC), rows, users, items, and how many of each are

@@ -1,0 +1,207 @@
+"""This file is the gate: which candidates go live, by their paired gain on validation.
+
+    gain_u = metric of user u with the candidate - with what is live        on the same users
+
+A candidate goes live where the interval of its mean gain is above `min_gain`, corrected for how
+many segments are looked at. Most segments are too small to be told alone. Under the rule `together`
+those of which nothing can be told are judged as one group: they go live if together they are
+better. A segment that is worse alone never does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from reclora.comparison import compare
+
+CANDIDATE, LIVE = "candidate", "live"
+
+Rule = Literal["together", "each", "none"]
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """What a candidate must show to go live.
+
+    Raises:
+        ValueError: a number out of its range, named with the range.
+    """
+
+    rule: Rule = "together"
+    """`each`: a segment's own interval must be above `min_gain`; `together`: or, where nothing can
+    be told of it alone, that of all such segments together; `none`: everything goes live."""
+    min_gain: float = 0.0
+    """The gain of the headline metric that is worth a change; any finite number."""
+    confidence: float = 0.95
+    """Of intervals, and 1 - the share of wrong decisions among those made; 0 < c < 1."""
+    min_coverage: float = 0.0
+    """Guard: the share of the live lists' distinct items that the candidate's must have; 0 = off."""
+    max_popularity: float = 0.0
+    """Guard: how many times as popular as in the live lists items may be; 0 = off."""
+    max_churn: float = 1.0
+    """Guard: the share of the live lists' places that may change; 1 = off."""
+    canary: float = 0.0
+    """What passes goes live for this share of the users only, as candidates to be promoted later;
+    0 = for all of them."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"confidence must be above 0 and below 1, got {self.confidence}")
+        if not np.isfinite(self.min_gain):
+            raise ValueError(f"min_gain must be a finite number, got {self.min_gain}")
+        for name in ("min_coverage", "max_popularity"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.max_churn <= 1:
+            raise ValueError(f"max_churn must be from 0 to 1, got {self.max_churn}")
+        if not 0 <= self.canary < 1:
+            raise ValueError(f"canary must be at least 0 and below 1, got {self.canary}")
+
+
+def decide(
+    results: pd.DataFrame,
+    groups: Mapping[str, str],
+    config: GateConfig,
+    guards: pd.DataFrame | None = None,
+) -> pd.DataFrame:
+    """Decide on every segment.
+
+    Args:
+        results: rows of the results table of one metric and k, of the models `candidate` and
+            `live`, on users who chose nothing of the candidates' numbers.
+        groups: segment -> what it is judged together with, of every segment that has a candidate:
+            what is of another nature, as an adapter of its own and the parent's, is judged apart.
+        guards: segment, coverage and popularity (the candidate's over what is live), churn.
+
+    Returns:
+        A row for each of `groups`: segment, goes_live, reason, users, live, candidate (means),
+        gain, low, high, p, q, and the guards that were given. NaN where nobody was asked.
+
+    Raises:
+        ValueError: results of several metrics, or users that only one of the models has.
+    """
+    table = _compared(results, config) if len(results) else pd.DataFrame(columns=["segment"])
+    own = table.set_index("segment").reindex(list(groups))
+    own["users"] = own["users"].fillna(0).astype(int) if "users" in own else 0
+    own = own.reindex(
+        columns=["users", "live", "candidate", "gain", "low", "high", "p", "q"] + ["verdict"]
+    )
+    own["users"] = own["users"].fillna(0).astype(int)
+    lives, reasons = _by_rule(own, results, groups, config)
+    decided = own.drop(columns="verdict").assign(goes_live=lives, reason=reasons)
+    if guards is not None and len(guards):
+        decided = decided.join(guards.set_index("segment"))
+        _veto(decided, config)
+    decided = decided.rename_axis("segment").reset_index()
+    return decided[
+        [
+            "segment",
+            "goes_live",
+            "reason",
+            *decided.columns.drop(["segment", "goes_live", "reason"]),
+        ]
+    ]
+
+
+def _compared(results: pd.DataFrame, config: GateConfig) -> pd.DataFrame:
+    """The comparison of each segment, in the gate's words."""
+    table = _over_min_gain(results, config)
+    return table[table["scope"] == "segment"]
+
+
+def _over_min_gain(results: pd.DataFrame, config: GateConfig) -> pd.DataFrame:
+    """`compare`, where better means better by more than `min_gain`."""
+    measures = results[["metric", "k"]].drop_duplicates()
+    if len(measures) != 1:
+        raise ValueError(f"a gate decides by one metric at one k, got {measures.values.tolist()}")
+    metric, k = measures.iloc[0]
+    shifted = results.assign(
+        value=results["value"].where(
+            results["model"] != CANDIDATE, results["value"] - config.min_gain
+        )
+    )
+    table = compare(
+        shifted, CANDIDATE, LIVE, metric=str(metric), k=int(k), confidence=config.confidence
+    )
+    back = {name: table[name] + config.min_gain for name in ("difference", "low", "high")}
+    table = table.assign(**back, candidate=table["model_mean"] + config.min_gain)
+    return table.rename(columns={"baseline_mean": "live", "difference": "gain"})
+
+
+def _by_rule(
+    own: pd.DataFrame, results: pd.DataFrame, groups: Mapping[str, str], config: GateConfig
+) -> tuple[list[bool], list[str]]:
+    if config.rule == "none":
+        return [True] * len(own), ["no gate: rule = none"] * len(own)
+    together = _groups_told(own, results, groups, config) if config.rule == "together" else {}
+    lives, reasons = [], []
+    for segment, row in zip(own.index, own.to_dict("records"), strict=True):
+        if row["verdict"] in ("better", "worse"):
+            lives.append(row["verdict"] == "better")
+            reasons.append(f"{row['verdict']}: gain {_interval(row)}, q {row['q']:.2g}")
+            continue
+        alone = (
+            "no user to judge by"
+            if not row["users"]
+            else f"cannot tell alone: gain {_interval(row)}"
+        )
+        passes, said = together.get(groups[str(segment)], (False, ""))
+        lives.append(passes)
+        reasons.append(alone + said)
+    return lives, reasons
+
+
+def _groups_told(
+    own: pd.DataFrame, results: pd.DataFrame, groups: Mapping[str, str], config: GateConfig
+) -> dict[str, tuple[bool, str]]:
+    """Group -> whether the segments of which nothing can be told are better together; and how."""
+    untold = own.index[~own["verdict"].isin(("better", "worse"))]
+    group_of = pd.Series(groups)
+    told: dict[str, tuple[bool, str]] = {}
+    for group in dict.fromkeys(groups[str(s)] for s in untold):
+        names = [s for s in untold if group_of[s] == group]
+        rows = results[results["segment"].astype(str).isin(names)] if len(results) else results
+        if not len(rows):
+            told[group] = False, f"; nor have the {len(names):,} segments like it"
+            continue
+        row = _over_min_gain(rows.assign(segment=group), config).iloc[0]
+        passes = row["verdict"] == "better"
+        judged = "better" if passes else "not better"
+        told[group] = (
+            passes,
+            (
+                f"; the {len(names):,} such segments with {group} are {judged} together: "
+                f"gain {_interval(row)}"
+            ),
+        )
+    return told
+
+
+def _interval(row: Mapping[str, float] | pd.Series) -> str:
+    if np.isnan(row["low"]):
+        return f"{row['gain']:+.4f}"
+    return f"{row['gain']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})"
+
+
+def _veto(decided: pd.DataFrame, config: GateConfig) -> None:
+    """Keep back, in place, what passes but changes more than the guards allow."""
+    limits = [
+        ("coverage", decided["coverage"] < config.min_coverage, config.min_coverage),
+        ("popularity", decided["popularity"] > config.max_popularity, config.max_popularity),
+        ("churn", decided["churn"] > config.max_churn, config.max_churn),
+    ]
+    for name, beyond, limit in limits:
+        if name == "popularity" and not config.max_popularity:
+            continue
+        hit = beyond & decided["goes_live"]
+        for segment in decided.index[hit]:
+            decided.loc[segment, "reason"] = (
+                f"vetoed: {name} {decided.loc[segment, name]:.3g} against a limit of {limit:g}; "
+                f"{decided.loc[segment, 'reason']}"
+            )
+        decided.loc[hit, "goes_live"] = False
