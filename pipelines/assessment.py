@@ -81,17 +81,22 @@ class Assessment:
     """The tables of all models and seeds."""
 
     yardstick: Yardstick
+    processes: int = 1
+    """That rank at once."""
     parts: list[ModelTables] = field(default_factory=list)
 
-    def rank(self, model: str, scorer_of: Callable[[str], Scorer], seed: int = 0) -> None:
-        """Rank with a model, and measure.
+    def rank(self, model: str, scorer_of: Callable[[str], Scorer], seed: int = 0) -> Lists:
+        """Rank with a model, and measure; the lists are returned.
 
         Raises:
             ValueError: a scorer has another catalogue, or a score is NaN or +inf; it names the
                 segment.
         """
-        stages = recommend(self.yardstick.held_out, scorer_of, model=model)
+        stages = recommend(
+            self.yardstick.held_out, scorer_of, model=model, processes=self.processes
+        )
         self.parts.append(_measured(self.yardstick, stages, scorer_of, model, seed))
+        return stages[""]
 
     def take(self, model: str, lists: Lists) -> None:
         """Measure lists that some other system made."""

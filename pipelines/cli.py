@@ -1,14 +1,23 @@
-"""The verbs: `reclora demo | prepare | pretrain | retrain | evaluate | doctor`.
+"""The verbs: `reclora demo | prepare | pretrain | retrain | evaluate | recommend | doctor`, and
+those on a store: `promote | rollback | history | diff | verify | gc`.
 
 Nothing heavy is imported before a verb needs it, so that `--help` answers at once. Results go to
-stdout, progress and errors to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3
-`evaluate --require` is not met, 130 interrupted.
+stdout, progress and errors to stderr. Exit codes:
+
+    0    done
+    1    failed; nothing that was live has changed
+    2    wrong usage or settings
+    3    `evaluate --require` is not met
+    4    `retrain`: done, but some segments are quarantined: for them what was live stays
+    5    `retrain`: done, but the gate let nothing pass: all that was live stays
+    130  interrupted (SIGINT, SIGTERM): the same command goes on where it was
 """
 
 from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -105,16 +114,54 @@ def pretrain(settings: SettingsFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def retrain(settings: SettingsFile, overrides: Overrides = None) -> None:
-    """Train a pooled adapter and on it one per segment in one pass, evaluate, report and publish.
+def retrain(
+    settings: SettingsFile,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SEGMENT", help="Train this segment alone; repeatable."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, and say what would be trained.")
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume/--no-resume", help="Go on with what an interrupted run has left."),
+    ] = True,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    overrides: Overrides = None,
+) -> None:
+    """Train one adapter per segment in one pass, publish what passes the gate, evaluate, report.
+
+    An interrupted run goes on with the same command. Exit codes: 4 where segments are quarantined,
+    5 where the gate let nothing pass, 130 where it was interrupted.
 
     Example: reclora retrain run.toml
-    """
-    from .retrain import retrain as run_retrain
-    from .summary import print_outcome
 
-    loaded = replace(_load(settings, overrides), repeat=_command(["retrain", settings], overrides))
-    print_outcome(run_retrain(loaded), None)
+    Example: reclora retrain run.toml --only de --dry-run
+    """
+    from .retrain import plan
+    from .retrain import retrain as run_retrain
+    from .summary import outcome_as_json, plan_as_json, print_outcome, print_plan
+
+    names = only or []
+    words = ["retrain", settings, *(word for name in names for word in ("--only", name))]
+    loaded = replace(_load(settings, overrides), repeat=_command(words, overrides))
+    if dry_run:
+        planned = plan(loaded, names)
+        if json:
+            typer.echo(plan_as_json(planned))
+        else:
+            print_plan(planned)
+        return
+    outcome = run_retrain(loaded, names, resume)
+    if json:
+        typer.echo(outcome_as_json(outcome))
+    else:
+        print_outcome(outcome, None)
+    if outcome.decisions.of("quarantined"):
+        raise typer.Exit(4)
+    if outcome.decisions.was_refused:
+        raise typer.Exit(5)
 
 
 @app.command()
@@ -283,6 +330,9 @@ def main() -> None:
 
     # Read once, when torch is loaded: threads that wait must not spin on shared cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)
+    _add_verbs()
     try:
         if not {"--help", "doctor"} & set(sys.argv[1:2]):
             check_environment()
@@ -294,16 +344,40 @@ def main() -> None:
         if exit.code == 130:
             _exit_interrupted()
         raise
-    except (WrongEnvironmentError, ValueError, OSError, RuntimeError, KeyError) as error:
+    except (
+        WrongEnvironmentError,
+        ValueError,
+        OSError,
+        RuntimeError,
+        KeyError,
+        MemoryError,
+    ) as error:
         from .settings import SettingsError
 
         print(f"reclora: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, SettingsError) else 1)
 
 
+def _add_verbs() -> None:
+
+    from .operate import verbs as of_a_store
+    from .recommend_cli import verbs as of_lists
+
+    if not any(group.typer_instance is of_lists for group in app.registered_groups):
+        app.add_typer(of_lists)
+        app.add_typer(of_a_store)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    """The first signal stops in an orderly way, the second one at once."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise KeyboardInterrupt
+
+
 def _exit_interrupted() -> NoReturn:
     print(
-        "interrupted; run the same command again: the log and the base model are kept",
+        "interrupted; run the same command again: it goes on where it was",
         file=sys.stderr,
     )
     sys.exit(130)

@@ -12,8 +12,8 @@ the same search over the same grid, and the first seed decides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from typing import Literal
@@ -21,6 +21,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from reclora.adapters import Adapter
@@ -37,11 +38,12 @@ from reclora.evaluation import (
 from reclora.interactions import Interactions
 from reclora.ladder import PARENT, choose_rungs, rungs
 from reclora.ranking import Scorer
-from reclora.training import Training, TrainingConfig, train
+from reclora.training import Training, TrainingConfig
 
 from .pretrain import hold_out_some
 from .progress import Step
-from .run import RunSettings, Search
+from .run import FULL_FINE_TUNE, NO_PARENT, RunSettings, Search
+from .workshop import Workshop, digest_of
 
 
 @dataclass(frozen=True)
@@ -87,16 +89,23 @@ SUBJECT, ALONE = "per-segment adapters", "per-segment adapters, no parent"
 POOLED = "pooled adapter"
 
 
-def contenders(settings: RunSettings) -> tuple[Contender, ...]:
-    """The models that a run trains; the pooled adapter before what stands on it."""
-    pooled = (
-        Contender("pooled full fine-tune", FULL, is_pooled=True),
-        Contender(POOLED, settings.adapter, is_pooled=True),
-    )
+def contenders(settings: RunSettings, has_parent: bool = False) -> tuple[Contender, ...]:
+    """The models that a run trains; the pooled adapter before what stands on it.
+
+    Args:
+        has_parent: there is a pooled adapter already that the segments' own are to stand on.
+    """
     own = Contender(SUBJECT, settings.adapter, is_pooled=False)
+    trained = []
+    if FULL_FINE_TUNE in settings.compared:
+        trained.append(Contender("pooled full fine-tune", FULL, is_pooled=True))
+    if not has_parent and (settings.parent == "pooled" or FULL_FINE_TUNE in settings.compared):
+        trained.append(Contender(POOLED, settings.adapter, is_pooled=True))
     if settings.parent == "none":
-        return (*pooled, own)
-    return (*pooled, replace(own, model=ALONE), replace(own, has_parent=True))
+        return (*trained, own)
+    if NO_PARENT in settings.compared:
+        trained.append(replace(own, model=ALONE))
+    return (*trained, replace(own, has_parent=True))
 
 
 def rungs_of(settings: RunSettings) -> dict[str, AdapterConfig]:
@@ -130,10 +139,14 @@ class Ground:
     seen: Interactions
     """All that came before the validation window."""
     evaluation: EvaluationConfig
-    users: Literal["all", "even", "odd"] = "all"
-    """Validation users that count: all, or those of even or of odd rows, if there are any."""
+    workshop: Workshop = Workshop()
+    users: Literal["even", "odd"] = "even"
+    """Validation users that count: those of even rows, who choose the epochs, or those of odd ones,
+    who compare settings and are asked at the gate; all of them, where there is nobody else."""
     parent: Adapter | None = None
     """The pooled adapter, for the contenders that stand on it."""
+    start: Mapping[str, Adapter] = field(default_factory=dict)
+    """Segment -> the adapter that it begins with, for those that stand on that parent."""
     candidates: Mapping[str, Tensor] | None = None
     """The items that are ranked for each segment, where they are given."""
 
@@ -146,6 +159,7 @@ class Ground:
             validation=self.validation.pooled(),
             seen=self.seen.pooled(),
             candidates=_pooled(self.candidates),
+            start={},
         )
 
     @cached_property
@@ -153,8 +167,6 @@ class Ground:
         """The validation window, held out after the train window."""
         what = "the validation window"
         whole = hold_out_some(what, self.validation, self.seen, self.evaluation, self.candidates)
-        if self.users == "all":
-            return whole
         half = whole.only_users(lambda rows: rows % 2 == int(self.users == "odd"))
         return half if half.num_users else whole
 
@@ -173,12 +185,34 @@ def train_contender(
     if contender.is_pooled:
         ground = ground.pooled
     parent = ground.parent if contender.has_parent else None
-    bank = AdapterBank.for_log(ground.base, ground.log, contender.config, seed, parent)
-    if not any(delta.kind in ("rows", "basis") for _, delta in bank.deltas()):
-        # The full fine-tune and the low rungs have no row factor to drop from.
-        config = replace(config, row_dropout=0.0)
-    judge = RankingJudge(ground.held_out)
-    return Trained(contender, bank, train(bank, ground.log, config, judge=judge, seed=seed))
+    configs = contender.config
+
+    def bank_of(log: Interactions, codes: NDArray[np.int64]) -> AdapterBank:
+        own = configs if isinstance(configs, AdapterConfig) else [configs[code] for code in codes]
+        start = _fitting(ground.start, log.segment_names, own, parent)
+        return AdapterBank.for_log(ground.base, log, own, seed, parent, start)
+
+    what = [asdict(contender), digest_of(parent), ground.users, sorted(ground.start)]
+    held_out = ground.held_out
+    bank, training = ground.workshop.train(
+        what, bank_of, ground.log, config, lambda n: RankingJudge(held_out, n), seed
+    )
+    return Trained(contender, bank, training)
+
+
+def _fitting(
+    start: Mapping[str, Adapter],
+    segments: Sequence[str],
+    configs: AdapterConfig | Sequence[AdapterConfig],
+    parent: Adapter | None,
+) -> dict[str, Adapter]:
+    """The adapters that segments of these configs and this parent can begin with."""
+    each = [configs] * len(segments) if isinstance(configs, AdapterConfig) else configs
+    return {
+        name: start[name]
+        for name, config in zip(segments, each, strict=True)
+        if name in start and start[name].config == config and start[name].parent is parent
+    }
 
 
 @dataclass(frozen=True)
@@ -212,7 +246,9 @@ def choose(contender: Contender, ground: Ground, settings: RunSettings, progress
     tried: list[tuple[TrainingConfig, float]] = []
     chosen, stopped, best = settings.training, None, -np.inf
     configs = grid(settings.training, settings.search)
-    ladder = rungs_of(settings) if contender.has_parent else {}
+    # Kinds that segments begin with are theirs already.
+    is_given = contender.config != settings.adapter or bool(ground.start)
+    ladder = rungs_of(settings) if contender.has_parent and not is_given else {}
     steps = len(configs) + len(ladder)
     for config in configs:
         trained = train_contender(contender, stopping, config, settings.seeds[0])

@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from reclora.adapters import Adapter
 from reclora.bank import AdapterBank
 from reclora.configs import AdapterConfig
-from reclora.evaluation import HeldOut
+from reclora.evaluation import HeldOut, Lists
 from reclora.interactions import Interactions
 from reclora.report import Report, write_report
 from reclora.splits import Windows
 
 from .assessment import Assessment
-from .contenders import POOLED, SEARCHED, SUBJECT, Choice, Trained
+from .contenders import POOLED, SEARCHED, SUBJECT, Choice, Ground, Trained
+from .gating import Decisions
 from .run import RunFolder, RunSettings, Search, versions
 from .sections import definitions, sections_of
 from .settings import resolved
@@ -35,6 +37,12 @@ class Measured:
     """What validation chose for each contender."""
     trained: Sequence[Trained]
     """Each contender as the first seed trained it."""
+    ground: Ground
+    """What they trained on."""
+    given_parent: Adapter | None
+    """What segments stand on, where it was there already."""
+    lists: Mapping[str, Lists]
+    """On test, of the first seed: `candidate`, and what was `live`."""
 
     @property
     def held_out(self) -> HeldOut:
@@ -58,9 +66,11 @@ class Measured:
 
     @property
     def parent_helped(self) -> bool:
-        """Whether there is a parent that was better than the base on validation."""
+        """Whether there is a parent that was better than the base on validation, or is live."""
+        if self.subject.parent is None or self.given_parent is not None:
+            return self.subject.parent is not None
         pooled = next(t for t in self.trained if t.contender.model == POOLED)
-        return self.subject.parent is not None and bool(pooled.helped)
+        return bool(pooled.helped)
 
     @property
     def subject(self) -> Trained:
@@ -73,10 +83,10 @@ def pairs_of(models: Sequence[str], subject: str, baseline: str) -> list[tuple[s
     return pairs + [(subject, model) for model in models if model not in (subject, baseline)]
 
 
-def segment_states(windows: Windows, subject: Trained, parent_helped: bool) -> pd.DataFrame:
+def segment_states(windows: Windows, subject: Trained, decisions: Decisions) -> pd.DataFrame:
     """One row a segment: rows and users it trained on, what it stores, how it came out."""
     rows = []
-    otherwise = "served by the pooled adapter" if parent_helped else "nothing published"
+    decided = decisions.table.set_index("segment")
     for code, name in enumerate(windows.train.segment_names):
         train, validation, test = (
             _count(getattr(windows, w), code) for w in ("train", "validation", "test")
@@ -92,9 +102,7 @@ def segment_states(windows: Windows, subject: Trained, parent_helped: bool) -> p
                 "deltas": describe(_of_base(subject.bank, code)),
                 "numbers": subject.bank.adapter(name).num_numbers if epoch else 0,
                 "best epoch": epoch,
-                "state": _state(
-                    epoch, train[0], validation[0], subject.bank.has_delta(code), otherwise
-                ),
+                "state": ": ".join(map(str, decided.loc[name, ["status", "reason"]])),
             }
         )
     return pd.DataFrame(rows)
@@ -123,24 +131,11 @@ def describe(config: AdapterConfig) -> str:
     return ", ".join(kinds) or "none"
 
 
-def _state(
-    best_epoch: int, train_rows: int, validation_rows: int, has_delta: bool, otherwise: str
-) -> str:
-    if best_epoch:
-        return "adapter published"
-    if not train_rows:
-        return f"{otherwise}: no interactions in the train window"
-    if not validation_rows:
-        return f"{otherwise}: no interactions to validate on"
-    if not has_delta:
-        return f"{otherwise}: an adapter of its own did not help segments of its size"
-    return f"{otherwise}: no epoch was better on validation"
-
-
 def write_run_report(
     settings: RunSettings,
     folder: RunFolder,
     measured: Measured,
+    decisions: Decisions,
     whole: Windows,
     windows: Windows,
     quality: Mapping[str, int],
@@ -166,7 +161,7 @@ def write_run_report(
             k=evaluation.ks[0],
             means=tables.means,
             lifts=tables.comparison,
-            segments=segment_states(windows, measured.subject, measured.parent_helped),
+            segments=segment_states(windows, measured.subject, decisions),
             curves=_curves(measured.trained),
             split=whole.summary(),
             data_quality=quality,
@@ -174,7 +169,7 @@ def write_run_report(
             settings=resolved(settings) | {"chosen on validation": _chosen(measured.searches)},
             versions=versions(),
             repeat=settings.repeat,
-            notes=_notes(settings, measured),
+            notes=_notes(settings, measured, decisions),
             sections=sections_of(tables, evaluation.ks[0], SUBJECT, BASE),
         ),
     )
@@ -198,12 +193,12 @@ def _chosen(searches: pd.DataFrame) -> dict[str, dict[str, float]]:
     return {str(row["model"]): {c: row[c] for c in columns} for _, row in chosen.iterrows()}
 
 
-def _notes(settings: RunSettings, measured: Measured) -> list[str]:
+def _notes(settings: RunSettings, measured: Measured, decisions: Decisions) -> list[str]:
     seeds = f"the mean of {len(settings.seeds)} seeds" if len(settings.seeds) > 1 else "of one seed"
     notes = [
         f"Each trained model is {seeds}; the base model is one, so intervals say nothing about "
         "another base.",
-        _published(settings, measured),
+        _published(settings, measured, decisions),
         "Rates of tables and bias of every trained model were chosen on validation from one grid; "
         "test chose nothing.",
         *_kinds(measured),
@@ -233,16 +228,20 @@ def _kinds(measured: Measured) -> list[str]:
     ]
 
 
-def _published(settings: RunSettings, measured: Measured) -> str:
-    """What the release itself scores."""
+def _published(settings: RunSettings, measured: Measured, decisions: Decisions) -> str:
+    """What went live, and what it scores."""
     results, (seed, *_) = measured.assessment.results, settings.seeds
     metric, k = settings.evaluation.metrics[0], settings.evaluation.ks[0]
     chosen = (results["metric"] == metric) & (results["k"] == k)
     own = results[chosen & (results["model"] == SUBJECT) & (results["seed"] == seed)]
+    counts = ", ".join(f"{n:,} {status}" for status, n in decisions.counts.items())
+    share = settings.gate.canary
     return (
-        f"Published are the adapters of seed {seed}, of the segments whose state below says so, "
-        "and the pooled adapter of that seed where it serves a segment; that seed alone has "
-        f"{measured.measure} {own['value'].mean():.4f}."
+        f"Segments: {counts}. Candidates are the adapters of seed {seed}, which alone has "
+        f"{measured.measure} {own['value'].mean():.4f}; where an own adapter did not help, the "
+        "parent of that seed. Each was held against what was live on the validation users who "
+        "chose none of its epochs; decisions.parquet has the numbers."
+        + (f" What passed goes live for {share:.0%} of the users first." if share else "")
     )
 
 

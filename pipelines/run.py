@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -10,11 +11,12 @@ from dataclasses import dataclass
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from reclora.configs import AdapterConfig
 from reclora.evaluation import EvaluationConfig
 from reclora.files import make_folder, write_text
+from reclora.gate import GateConfig
 from reclora.interactions import LogContract
 from reclora.splits import WINDOWS, SplitConfig
 from reclora.training import TrainingConfig
@@ -101,6 +103,11 @@ class BaseSettings:
             raise ValueError("embedding_dim and hidden widths must be at least 1")
 
 
+FULL_FINE_TUNE: Final = "full fine-tune"
+NO_PARENT: Final = "no parent"
+Compared = Literal["full fine-tune", "no parent"]
+
+
 @dataclass(frozen=True)
 class Search:
     """The grid on which every compared model's rates and penalties are chosen, on validation.
@@ -143,6 +150,20 @@ class RunSettings:
     row at the table's mean for each, which the adapters change."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Every trained model is trained once a seed; the first seed's adapters are published."""
+    start: Literal["fresh", "current"] = "fresh"
+    """What segments train from: `fresh`, or their adapters in the `current` release, on the parent
+    that most of those stand on; a segment without an adapter on that parent is fresh."""
+    compared: tuple[Compared, ...] = (FULL_FINE_TUNE, NO_PARENT)
+    """What else is trained to compare with: a pooled full fine-tune with its pooled adapter, and
+    per-segment adapters without a parent. A nightly pass needs none of them."""
+    gate: GateConfig = GateConfig()
+    """What a segment's adapter must show on validation to go live."""
+    workers: int = 1
+    """Processes that share the segments; results do not depend on it."""
+    chunk_rows: int = 200_000
+    """Rows of the log that are trained on at once, in whole segments: memory follows it."""
+    tracking: str = ""
+    """MLflow's tracking URI, for one run a night there; empty for none."""
     evaluation: EvaluationConfig = EvaluationConfig()
     candidates: Path | None = None
     """Parquet with item_id, and perhaps segment: the items that are ranked, where
@@ -161,8 +182,13 @@ class RunSettings:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be different numbers, at least one, got {self.seeds}")
-        if self.threads < 1:
-            raise ValueError(f"threads must be at least 1, got {self.threads}")
+        for name in ("threads", "workers", "chunk_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.workers > 1 and self.threads > 1:
+            raise ValueError("several workers have one thread each: set threads = 1")
+        if len(set(self.compared)) < len(self.compared):
+            raise ValueError(f"compared names a model twice: {self.compared}")
         if self.evaluation.candidates == "given" and self.candidates is None:
             raise ValueError("evaluation.candidates is 'given': name their file, candidates = PATH")
         if self.evaluation.candidates != "given" and self.candidates is not None:
@@ -237,6 +263,10 @@ def git_commit() -> str | None:
     return commit + ("+" if changes else "")
 
 
+NOT_DECIDING = ("folder", "runs", "author", "repeat", "workers", "tracking")
+"""Settings that change no number of a run."""
+
+
 class RunFolder:
     """`runs/<id>/`: settings, versions, events and results of one run.
 
@@ -244,14 +274,23 @@ class RunFolder:
     """
 
     def __init__(
-        self, settings: RunSettings, base_fingerprint: str, inputs: Mapping[str, str]
+        self,
+        settings: RunSettings,
+        base_fingerprint: str,
+        inputs: Mapping[str, str],
+        began_from: object = None,
     ) -> None:
+        """Args:
+        began_from: what was live when it began, and whatever else decides its numbers.
+        """
         self._settings, self._base, self._inputs = settings, base_fingerprint, dict(inputs)
-        decides = resolved(settings) | {"folder": "", "runs": "", "author": "", "repeat": ""}
+        self._began_from = began_from
+        decides = resolved(settings) | dict.fromkeys(NOT_DECIDING, "")
         files = contents(settings.log, inputs)
         decides["log"] |= {"files": files, "windows": "", "memory_limit": ""}
         self._commit = git_commit()
-        self.id = f"{settings.name}-{digest(decides, base_fingerprint, versions(), self._commit)}"
+        parts = decides, base_fingerprint, versions(), self._commit, began_from
+        self.id = f"{settings.name}-{digest(*parts)}"
         self.path = settings.runs / self.id
         self._began = time.monotonic()
 
@@ -268,15 +307,38 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
+    def decisions(self) -> Path:
+        return self.path / "decisions.parquet"
+
+    @property
+    def training(self) -> Path:
+        """Where checkpoints are while the run is under way."""
+        return self.path / "training"
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is something to go on from."""
+        return (self.path / "events.jsonl").exists() and not self.is_complete
+
+    @property
     def is_complete(self) -> bool:
-        files = (self.path / "run.json", self.results, self.comparison, self.report)
+        files = self.path / "run.json", self.results, self.comparison, self.report
         return all(file.exists() for file in files)
 
     def begin(self) -> None:
-        """Make the folder and start its events anew."""
+        """Make the folder; what an interrupted run has left in it is gone on from."""
+        resumed = self.has_begun
         make_folder(self.path)
-        (self.path / "events.jsonl").unlink(missing_ok=True)
-        self.event("begin")
+        if not resumed:
+            (self.path / "events.jsonl").unlink(missing_ok=True)
+        (self.path / "run.json").unlink(missing_ok=True)
+        for leftover in self.path.rglob("*.tmp.*"):
+            leftover.unlink(missing_ok=True)
+        self.event("resume" if resumed else "begin")
+
+    def forget(self) -> None:
+        """Throw away what an interrupted run has left."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def event(self, what: str, **facts: object) -> None:
         """Append one line to `events.jsonl`: what happened, and seconds since the beginning."""
@@ -285,7 +347,8 @@ class RunFolder:
             file.write(json.dumps(line, default=str) + "\n")
 
     def complete(self, summary: Mapping[str, Any]) -> None:
-        """Write `run.json`."""
+        """Write `run.json`; the checkpoints are needed no more."""
+        shutil.rmtree(self.training, ignore_errors=True)
         self.event("complete")
         about = {
             "format": 1,
@@ -295,6 +358,7 @@ class RunFolder:
             "commit": self._commit,
             "inputs": self._inputs,
             "base": self._base,
+            "began_from": self._began_from,
             **summary,
         }
         write_text(self.path / "run.json", json.dumps(about, indent=2, default=str) + "\n")

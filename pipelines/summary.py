@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +19,7 @@ from reclora.interactions.summary import LogSummary
 from .contenders import SUBJECT
 from .evaluated import Evaluated
 from .prepare import describe
-from .retrain import Outcome
+from .retrain import Outcome, Planned
 from .yardstick import BASE
 
 SEGMENTS_SHOWN = 20
@@ -46,12 +47,56 @@ def print_outcome(outcome: Outcome, following: str | None) -> None:
     print(f"report    {outcome.folder.report}")
     print(f"results   {outcome.folder.results}")
     print(f"settings  {outcome.folder.path / 'run.json'}")
+    counts = ", ".join(f"{n:,} {status}" for status, n in outcome.decisions.counts.items())
+    print(f"segments  {counts}")
     if outcome.release is not None:
         print(f"release   {outcome.release} in {outcome.store}")
     else:
-        print("release   none: nothing was better than the base on validation")
+        print("release   none: what was live stays")
     if following:
         print(f"next      {following}")
+
+
+def outcome_as_json(outcome: Outcome) -> str:
+    """A finished run as one JSON object; what is unknown is null."""
+    folder = outcome.folder
+    found = {
+        "run": folder.id,
+        "folder": str(folder.path),
+        "report": str(folder.report),
+        "store": str(outcome.store),
+        "release": outcome.release,
+        "reused": outcome.was_there,
+        "segments": outcome.decisions.counts,
+        "decisions": json.loads(
+            outcome.decisions.table.to_json(orient="records", double_precision=15)
+        ),
+        "comparison": json.loads(
+            read_parquet(folder.comparison)
+            .to_pandas()
+            .query("scope == 'all'")
+            .to_json(orient="records", double_precision=15)
+        ),
+    }
+    return json.dumps(found, indent=2, allow_nan=False, ensure_ascii=False)
+
+
+def print_plan(planned: Planned) -> None:
+    """Print what a run would do."""
+    for name, rows in planned.quality.items():
+        print(f"{name}: {rows:,}")
+    current = "nothing is live" if planned.current is None else f"release {planned.current} is live"
+    print(
+        f"{planned.segments:,} segments with {planned.rows:,} rows, in {planned.chunks:,} chunks; "
+        f"{current}, {planned.begin_with_current:,} segments begin with its adapters"
+    )
+    print(f"{planned.trainings:,} trainings of: {', '.join(planned.models)}")
+    print(f"about {planned.bytes_needed:,} bytes are needed; nothing was trained")
+
+
+def plan_as_json(planned: Planned) -> str:
+    """What a run would do, as one JSON object."""
+    return json.dumps(asdict(planned), indent=2, ensure_ascii=False)
 
 
 def print_evaluated(evaluated: Evaluated) -> None:

@@ -10,6 +10,7 @@ folder: `base.json`, `tables.safetensors`, `tower.safetensors`, `user_ids.parque
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -31,6 +32,8 @@ from reclora.tables import BaseError, Table
 from reclora.tower import Tower
 
 FORMAT = 1
+NEEDS = "0.1.0"
+"""The first version of reclora that reads `FORMAT`."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,7 @@ class BaseModel:
 
         Raises:
             BaseError: the folder exists (a base is immutable), or the base is a grown one.
+            OSError: the disk refused, or what it holds is not what was written.
         """
         if folder.exists():
             raise BaseError(f"{folder} exists, and a base model is immutable; name a new folder")
@@ -177,6 +181,7 @@ class BaseModel:
         temporary.mkdir()
         try:
             self._write(temporary, dict(provenance or {}))
+            _read_back(temporary, folder)
             temporary.rename(folder)
             fsync(folder.parent)
         finally:
@@ -193,6 +198,7 @@ class BaseModel:
         self.items.write(folder / "item_ids.parquet")
         about = {
             "format": FORMAT,
+            "needs": NEEDS,
             "fingerprint": self.fingerprint,
             "num_users": len(self.users),
             "num_items": len(self.items),
@@ -211,12 +217,18 @@ class BaseModel:
             BaseError: a file is missing, damaged, of a newer format, or of other shapes than
                 `base.json` says.
         """
+        if folder.is_file():
+            raise BaseError(
+                f"{folder}: expected the folder of a saved base model, got a file; tables from "
+                "elsewhere are imported: convert them to safetensors or Parquet and name those "
+                "(in a settings file: [base] import_users, import_items, import_tables)"
+            )
         try:
             about = json.loads((folder / "base.json").read_text())
             if about["format"] > FORMAT:
                 raise BaseError(
-                    f"{folder} has base format {about['format']}; this reclora reads up to "
-                    f"{FORMAT}: use a newer one"
+                    f"{folder} needs reclora >= {about.get('needs', 'that of its writer')}: it has "
+                    f"base format {about['format']}; this reclora reads up to {FORMAT}"
                 )
             tensors = _read_tensors(folder / "tables.safetensors")
             tower = _tower_of(_read_tensors(folder / "tower.safetensors"))
@@ -273,6 +285,15 @@ class BaseModel:
             raise BaseError(
                 f"the base's bytes have fingerprint {found}, but it was saved as {self.fingerprint}"
             )
+
+
+def _read_back(written: Path, folder: Path) -> None:
+    """Check the files in `written`, which shall become `folder`, against their fingerprint."""
+    try:
+        BaseModel.load(written).verify()
+    except BaseError as error:
+        what = f"the base that was written is not the one that is there now: {error}"
+        raise OSError(errno.EIO, what, str(folder)) from error
 
 
 def _fingerprint(users: IdMap, items: IdMap, tables: Sequence[Table], tower: Tower | None) -> str:

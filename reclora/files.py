@@ -6,6 +6,7 @@ a `*.tmp.*` file.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -67,6 +68,11 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write `data` to `path`, whole or not at all; raises as `atomic_write`."""
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)
+        found = temporary.stat().st_size
+        if found != len(data):
+            raise OSError(
+                errno.EIO, f"{len(data):,} bytes were written and {found:,} arrived", str(path)
+            )
 
 
 def write_text(path: Path, text: str) -> None:

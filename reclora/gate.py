@@ -40,7 +40,7 @@ class GateConfig:
     confidence: float = 0.95
     """Of intervals, and 1 - the share of wrong decisions among those made; 0 < c < 1."""
     min_coverage: float = 0.0
-    """Guard: the share of the live lists' distinct items that the candidate's must have; 0 = off."""
+    """Guard: the share of the live lists' items that the candidate's must reach; 0 = off."""
     max_popularity: float = 0.0
     """Guard: how many times as popular as in the live lists items may be; 0 = off."""
     max_churn: float = 1.0
@@ -140,7 +140,7 @@ def _by_rule(
         return [True] * len(own), ["no gate: rule = none"] * len(own)
     together = _groups_told(own, results, groups, config) if config.rule == "together" else {}
     lives, reasons = [], []
-    for segment, row in zip(own.index, own.to_dict("records"), strict=True):
+    for segment, row in own.iterrows():
         if row["verdict"] in ("better", "worse"):
             lives.append(row["verdict"] == "better")
             reasons.append(f"{row['verdict']}: gain {_interval(row)}, q {row['q']:.2g}")
@@ -182,7 +182,7 @@ def _groups_told(
     return told
 
 
-def _interval(row: Mapping[str, float] | pd.Series) -> str:
+def _interval(row: pd.Series) -> str:
     if np.isnan(row["low"]):
         return f"{row['gain']:+.4f}"
     return f"{row['gain']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})"

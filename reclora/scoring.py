@@ -37,11 +37,13 @@ class CatalogueScorer:
             layers,
         )
         self.num_items = len(item_table_ND)
+        self._looked_up: tuple[Tensor, Tensor] | None = None
+        """The last users, and their vectors: they are scored tile of items by tile."""
 
     @torch.no_grad()
     def scores(self, user_rows_B: Tensor, items: slice = ALL) -> Tensor:
         """Scores of the C items of a slice, of every item if not given; shape (B, C)."""
-        u_BD, v_CD = self._users(user_rows_B), self._items[items]
+        u_BD, v_CD = self._vectors(user_rows_B), self._items[items]
         scores_BC = torch.addmm(self._bias[items], u_BD, v_CD.T)
         if self._layers:
             hidden = self._layers[0][0].shape[1]
@@ -52,6 +54,12 @@ class CatalogueScorer:
                     self._layers, u_BD[rows].unsqueeze(0), v_CD.unsqueeze(0)
                 )[0]
         return scores_BC
+
+    def _vectors(self, user_rows_B: Tensor) -> Tensor:
+        last = self._looked_up
+        if last is None or not torch.equal(last[0], user_rows_B):
+            last = self._looked_up = user_rows_B.clone(), self._users(user_rows_B)
+        return last[1]
 
     def retriever(self) -> CatalogueScorer:
         """The same scores without the tower's part: what the first of two stages ranks by."""

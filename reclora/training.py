@@ -13,7 +13,7 @@ alone gives.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -38,7 +38,12 @@ VALIDATION_EPOCH = 1 << 20
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message names segment, epoch and what to change."""
+    """No segment could be trained; the message names segment, epoch and what to change."""
+
+    def __init__(self, message: str, training: Training) -> None:
+        super().__init__(message)
+        self.training = training
+        """What it did all the same."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ class Training:
     curves: pd.DataFrame
     best_epoch: dict[str, int]
     steps: int
-    quarantined: dict[str, str]
+    quarantined: dict[str, str] = field(default_factory=dict)
 
 
 def train(
@@ -155,8 +160,10 @@ def train(
     penalty_S = torch.from_numpy(config.l2 + config.shrinkage / np.maximum(np.diff(log.offsets), 1))
     course = _Course(bank, log, config, groups)
     if checkpoint is None:
-        return course.run(judge, seeds_S, penalty_S, progress, lambda: None)
+        return course.checked(course.run(judge, seeds_S, penalty_S, progress, lambda: None))
     course.take_up(checkpoint)
+
+    was_done = course.is_done
 
     def keep() -> None:
         if checkpoint.is_due():
@@ -167,8 +174,9 @@ def train(
     except KeyboardInterrupt:
         course.keep(checkpoint)
         raise
-    course.keep(checkpoint)
-    return training
+    if not was_done:
+        course.keep(checkpoint)
+    return course.checked(training)
 
 
 class _Course:
@@ -185,7 +193,7 @@ class _Course:
         self._keeper = EarlyStopping(bank, log, config.patience)
         self._optimizer = RowwiseAdagrad(groups, lr=config.rows_lr) if groups else None
         self._losses = _SegmentMeans(log.num_segments)
-        self._has_begun = self._is_done = False
+        self._has_begun = self.is_done = False
         self._epoch, self._step, self._steps = 1, 0, 0
         """The epoch under way, the steps taken in it, and in all."""
         self._spoilt: dict[int, str] = {}
@@ -203,7 +211,7 @@ class _Course:
         keeper, config = self._keeper, self._config
         if not self._has_begun:
             self._begin(judge)
-        while self._epoch <= config.epochs and keeper.active.any() and not self._is_done:
+        while self._epoch <= config.epochs and keeper.active.any() and not self.is_done:
             active = np.flatnonzero(keeper.active)
             batches = _batches(self._log, active, config, seeds_S, self._epoch, self._step)
             for batch in batches:
@@ -213,11 +221,11 @@ class _Course:
             if progress is not None:
                 progress(self._epoch - 1, config.epochs)
             keep()
-        if not self._is_done:
+        if not self.is_done:
             with undisturbed():
                 keeper.restore()
                 self._check_numbers()
-                self._is_done = True
+                self.is_done = True
         return self._training()
 
     def _begin(self, judge: Judge | None) -> None:
@@ -258,7 +266,6 @@ class _Course:
         with undisturbed():
             if self._spoilt:
                 self._keeper.give_up(np.array(sorted(self._spoilt)))
-                self._check_any_left()
             active = np.flatnonzero(self._keeper.active)
         scores = None if judge is None or not len(active) else judge(self._bank, active)
         with undisturbed():
@@ -283,17 +290,19 @@ class _Course:
                     f"{tensor} is not finite after training: lower its learning rates"
                 )
         self._keeper.give_up(np.array(sorted(self._spoilt)))
-        self._check_any_left()
 
-    def _check_any_left(self) -> None:
+    def checked(self, training: Training) -> Training:
+        """Refuse a training of which nothing is left."""
         trained = [code for code in range(self._log.num_segments) if self._has_trained(code)]
-        if all(code in self._spoilt for code in trained):
+        if self._spoilt and all(code in self._spoilt for code in trained):
             code = min(self._spoilt)
             others = f" (and {len(self._spoilt) - 1} more)" if len(self._spoilt) > 1 else ""
             raise TrainingError(
                 f"no segment is left to train: {self._log.segment_names[code]!r}{others}: "
-                f"{self._spoilt[code]}"
+                f"{self._spoilt[code]}",
+                training,
             )
+        return training
 
     def _has_trained(self, code: int) -> bool:
         rows = self._log.offsets[code + 1] - self._log.offsets[code]
@@ -314,14 +323,14 @@ class _Course:
         """Write down all that it has reached."""
         tensors = {f"now.{name}": numbers for name, numbers in self._numbers()}
         tensors |= {f"keeper.{name}": tensor for name, tensor in self._keeper.state().items()}
-        if self._is_done:
+        if self.is_done:
             tensors = {n: t for n, t in tensors.items() if not n.startswith("keeper.best.")}
         elif self._optimizer is not None:
             tensors |= {f"sum.{at}": total for at, total in enumerate(self._sums())}
             tensors |= {f"losses.{n}": t for n, t in self._losses.state().items()}
         facts = {
             "has_begun": self._has_begun,
-            "is_done": self._is_done,
+            "is_done": self.is_done,
             "epoch": self._epoch,
             "step": self._step,
             "steps": self._steps,
@@ -344,7 +353,7 @@ class _Course:
                     total.copy_(tensors[f"sum.{at}"])
                 self._losses.restore(_named(tensors, "losses."))
         self._keeper.restore_state(_named(tensors, "keeper."))
-        self._has_begun, self._is_done = facts["has_begun"], facts["is_done"]
+        self._has_begun, self.is_done = facts["has_begun"], facts["is_done"]
         self._epoch, self._step, self._steps = facts["epoch"], facts["step"], facts["steps"]
         self._spoilt = {int(code): why for code, why in facts["spoilt"].items()}
 

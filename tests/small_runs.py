@@ -20,6 +20,8 @@ from reclora.configs import AdapterConfig
 from reclora.datasets.planted import PlantedConfig, plant
 from reclora.evaluation import EvaluationConfig
 from reclora.files import make_folder, write_parquet, write_text
+from reclora.gate import GateConfig
+from reclora.pipelines.alone import OWNER
 from reclora.pipelines.retrain import Outcome, retrain
 from reclora.pipelines.run import BaseSettings, LogSettings, PretrainingConfig, RunSettings, Search
 from reclora.pipelines.settings import resolved
@@ -104,6 +106,7 @@ def small_settings(folder: Path, log: Path, **changes: Any) -> RunSettings:
         search=Search((0.1,), (0.1,), (0.01,)),
         seeds=(0,),
         evaluation=EvaluationConfig((10, 5), ("ndcg", "recall")),
+        gate=GateConfig(rule="none"),
         repeat="",
     )
     return replace(settings, **changes)
@@ -128,11 +131,11 @@ def _finished(folder: Path) -> tuple[RunSettings, Outcome]:
 
 
 def files_below(folder: Path) -> dict[Path, tuple[int, int, bytes]]:
-    """Inode, time of change and bytes of every file."""
+    """Inode, time of change and bytes of every file, but that of who is at work."""
     return {
         path: (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes())
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != OWNER
     }
 
 

@@ -162,7 +162,7 @@ def test_an_interrupt_ends_with_a_line_and_the_next_run_completes(
         said = process.stderr.read().splitlines()
     assert process.returncode == 130
     assert (
-        said[-1] == "interrupted; run the same command again: the log and the base model are kept"
+        said[-1] == "interrupted; run the same command again: it goes on where it was"
     )
     assert "Traceback" not in "".join(said)
     assert not mine.store_folder.exists() and not list(mine.runs.glob("*/run.json"))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from reclora.store.placements import Placement, PlacementTable, hash_of
 from reclora.store.reading import StoreError
 from reclora.store.releases import (
     MAX_BYTES,
+    Canary,
     PackSummary,
     Release,
     read_release,
@@ -92,6 +94,21 @@ def test_a_map_on_top_of_another_is_their_union(
     on_top = PlacementTable.of(newer).on_top_of(PlacementTable.of(older))
     assert map_file(on_top).name == map_file(PlacementTable.of({**older, **newer})).name
     assert on_top.packs == tuple(sorted({p.pack for p in {**older, **newer}.values()}))
+
+
+@settings(max_examples=100, deadline=None)
+@given(segment_maps, st.lists(st.text()), st.randoms(use_true_random=False))
+def test_rows_of_segments_are_taken_and_left(
+    places: dict[str, Placement], others: list[str], random: Random
+) -> None:
+    """And the bytes of both are those of the tables made of these alone."""
+    chosen = {*random.sample(sorted(places), len(places) // 2), *others}
+    table = PlacementTable.of(places)
+    for found, wanted in (
+        (table.only(chosen), {name: place for name, place in places.items() if name in chosen}),
+        (table.without(chosen), {n: place for n, place in places.items() if n not in chosen}),
+    ):
+        assert map_file(found).name == map_file(PlacementTable.of(wanted)).name
 
 
 def test_names_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,6 +325,9 @@ def test_a_map_with_a_flipped_bit_finds_nothing_that_was_not_placed(
     segment_maps,
     st.none() | st.just(PACK),
     st.dictionaries(st.text(), st.text() | st.integers() | numbers | st.lists(st.text())),
+    st.none() | st.text(),
+    st.none() | st.just(OTHER),
+    st.none() | st.tuples(st.floats(0, 1, exclude_min=True, exclude_max=True), segment_maps),
 )
 def test_what_is_written_is_read(
     tmp_path_factory: pytest.TempPathFactory,
@@ -318,15 +338,23 @@ def test_what_is_written_is_read(
     segments: dict[str, Placement],
     pack_parent: str | None,
     config: dict[str, Any],
+    run: str | None,
+    decisions: str | None,
+    candidates: tuple[float, dict[str, Placement]] | None,
 ) -> None:
     folder = tmp_path_factory.mktemp("releases")
     time = datetime(2026, 7, 1, 3, 30, tzinfo=UTC)
     found = written(folder, segments)
-    packs = tuple(PackSummary(pack, config, pack_parent) for pack in found.packs)
-    wanted = Release(1, time, author, reason, parent, base, packs, found)
+    canary = candidates and Canary(candidates[0], written(folder, candidates[1]))
+    names = dict.fromkeys([*found.packs, *(canary.segments.packs if canary else ())])
+    packs = tuple(PackSummary(pack, config, pack_parent) for pack in names)
+    wanted = Release(1, time, author, reason, parent, base, packs, found, run, decisions, canary)
     write_release(folder, wanted)
     assert read_release(folder, 1) == wanted
-    assert release_path(folder, 1).read_bytes().isascii()
+    text = release_path(folder, 1).read_bytes()
+    assert text.isascii()
+    for key, value in (("run", run), ("decisions", decisions), ("canary", canary)):
+        assert (f'\n"{key}": '.encode() in text) == (value is not None)
 
 
 def test_a_release_can_be_read_by_people(tmp_path: Path) -> None:
@@ -354,9 +382,11 @@ def test_numbers_order_as_numbers_and_other_files_do_not_count(tmp_path: Path) -
 
 
 def test_too_many_packs_are_refused(tmp_path: Path) -> None:
-    packs = (PackSummary(PACK, {"targets": ["x" * 10_000]}, None),) * 300
+    segments = {f"{i}": Placement(f"{i:064x}", 0, {}) for i in range(300)}
+    found = release(tmp_path, **segments)
+    packs = tuple(replace(pack, config={"targets": ["x" * 10_000]}) for pack in found.packs)
     with pytest.raises(StoreError, match="300 packs need 3,0.*publish all segments at once"):
-        write_release(tmp_path, replace(release(tmp_path), packs=packs))
+        write_release(tmp_path, replace(found, packs=packs))
     assert os.listdir(tmp_path) == ["maps"]
 
 
@@ -390,12 +420,22 @@ EDITS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "pack is a number": (lambda c: pack(c, pack=1), "expected a sha256"),
     "parent is a path": (lambda c: pack(c, parent="../x"), "expected a sha256"),
     "config is text": (lambda c: pack(c, config="rank 8"), "expected the settings"),
+    "run is a number": (lambda c: c.update(run=7), "expected text, got 7"),
+    "decisions are a path": (lambda c: c.update(decisions="../x"), "expected a sha256"),
+    "canary is a share": (lambda c: c.update(canary=0.5), "damaged"),
+    "a share of all": (lambda c: c["canary"].update(share=1.0), "above 0 and below 1, got 1.0"),
+    "a share of none": (lambda c: c["canary"].update(share=0.0), "above 0 and below 1"),
+    "share is true": (lambda c: c["canary"].update(share=True), "above 0 and below 1"),
+    "candidates are a path": (lambda c: c["canary"].update(segments="x"), "expected a sha256"),
+    "a candidate's pack": (lambda c: pack(c["canary"], pack="x"), "expected a sha256"),
+    "packs of candidates": (lambda c: c["canary"].pop("packs"), "packs"),
 }
 
 
 @pytest.mark.parametrize("name", EDITS)
 def test_a_damaged_release_is_refused(tmp_path: Path, name: str) -> None:
-    write_release(tmp_path, release(tmp_path, de=Placement(PACK, 0, {"ndcg": 0.5})))
+    good = release(tmp_path, de=Placement(PACK, 0, {"ndcg": 0.5}))
+    write_release(tmp_path, replace(good, canary=Canary(0.1, good.segments)))
     path = tmp_path / "00000007.json"
     content = json.loads(path.read_text())
     edit, message = EDITS[name]

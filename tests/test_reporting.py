@@ -11,6 +11,7 @@ from reclora.files import read_parquet
 from reclora.ladder import rungs
 from reclora.pipelines.assessment import compare_all
 from reclora.pipelines.contenders import SUBJECT, Contender, Trained
+from reclora.pipelines.gating import Decisions
 from reclora.pipelines.reporting import describe, pairs_of, segment_states
 from reclora.pipelines.yardstick import BASE
 from reclora.report.text import interval, number, signed
@@ -88,22 +89,34 @@ def made(hidden: tuple[int, ...] = (12,)) -> tuple[Windows, Trained]:
     return Windows(**logs), Trained(contender, bank, Training(curves, epochs, 1))
 
 
-@pytest.mark.parametrize("parent_helped", [True, False])
-def test_a_segment_says_what_became_of_it(parent_helped: bool) -> None:
+DECISIONS = Decisions(
+    pd.DataFrame(
+        [
+            ("better", "promoted", "gain"),
+            ("no rows", "fell back", "together"),
+            ("nothing to judge", "kept", "no user"),
+            ("not better", "skipped", "no epoch"),
+            ("small", "quarantined", "the loss is not finite"),
+        ],
+        columns=["segment", "status", "reason"],
+    )
+)
+
+
+def test_a_segment_says_what_became_of_it() -> None:
     windows, trained = made()
-    found = segment_states(windows, trained, parent_helped).set_index("segment")
+    found = segment_states(windows, trained, DECISIONS).set_index("segment")
     assert found["train rows"].to_dict() == SIZES["train"]
     assert found["validation rows"].to_dict() == SIZES["validation"]
     assert found["test rows"].to_dict() == SIZES["test"]
     rows = windows.train.user_rows[:20]
     assert found.at["better", "train users"] == len(np.unique(rows))
-    otherwise = "served by the pooled adapter" if parent_helped else "nothing published"
     assert found["state"].to_dict() == {
-        "better": "adapter published",
-        "no rows": f"{otherwise}: no interactions in the train window",
-        "nothing to judge": f"{otherwise}: no interactions to validate on",
-        "not better": f"{otherwise}: no epoch was better on validation",
-        "small": f"{otherwise}: an adapter of its own did not help segments of its size",
+        "better": "promoted: gain",
+        "no rows": "fell back: together",
+        "nothing to judge": "kept: no user",
+        "not better": "skipped: no epoch",
+        "small": "quarantined: the loss is not finite",
     }
     assert found.at["better", "numbers"] == trained.bank.adapter("better").num_numbers
     assert found["numbers"].tolist()[1:] == [0, 0, 0, 0]
@@ -113,7 +126,7 @@ def test_a_segment_says_what_became_of_it(parent_helped: bool) -> None:
 
 def test_a_base_without_a_tower_has_no_delta_of_it() -> None:
     windows, trained = made(hidden=())
-    found = segment_states(windows, trained, True)
+    found = segment_states(windows, trained, DECISIONS)
     assert found["deltas"].tolist() == ["bias, rows of users and items"] * 4 + ["none"]
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from random import Random
 
@@ -20,28 +21,7 @@ from reclora.configs import AdapterConfig, AdapterError
 from reclora.stacks import AdapterStack
 from reclora.store import AdapterStore, BaseMismatch, StoreError, UnknownSegment
 from reclora.store.packs import pack_file
-
-BASE = "ba5e" * 16
-OTHER = "f0f0" * 16
-
-
-def adapter(
-    segment: str, value: float, base: str = BASE, rank: int = 2, parent: Adapter | None = None
-) -> Adapter:
-    rows = 1 + len(segment) % 3
-    tensors = {
-        "items.rows": torch.arange(rows),
-        "item_table.a": torch.full((rows, rank), float(value)),
-        "item_table.b": torch.full((rank, 3), -float(value)),
-    }
-    return Adapter(segment, AdapterConfig(rank=rank), base, tensors, parent)
-
-
-def value_of(found: Adapter) -> float:
-    """The number that `adapter` was given; every tensor must agree on it."""
-    (value,) = set(found.tensors["item_table.a"].flatten().tolist())
-    assert (found.tensors["item_table.b"] == -value).all()
-    return float(value)
+from tests.small_stores import BASE, OTHER, adapter, contents, value_of
 
 
 def chain(levels: int) -> Adapter:
@@ -60,11 +40,6 @@ def lineage(found: Adapter | None) -> list[float]:
         values.append(value_of(found))
         found = found.parent
     return values
-
-
-def contents(store: AdapterStore, number: int | None = None) -> dict[str, float]:
-    loaded = store.load_all(base_fingerprint=BASE, release=number)
-    return {found.segment: value_of(found) for found in loaded}
 
 
 @pytest.fixture
@@ -596,7 +571,11 @@ for line in sys.stdin:
         # Where Yama guards ptrace, this lets a stranger attach (PR_SET_PTRACER, any).
         ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)
         os.read(receive, 1)
-        publish(float(line), "de", "fr")
+        value = float(line)
+        if value < 0:
+            store.rollback(int(-value), reason=f"{value:g}")
+        else:
+            publish(value, "de", "fr")
 
     pid = fork(work)
     print(pid, flush=True)
@@ -634,7 +613,9 @@ class Publisher:
         )
 
     def publish(self, value: float, injection: str) -> int:
-        """Publish `value` for two segments; returns the exit code, negative if a signal came."""
+        """Publish `value` for two segments, or roll back to release -`value`; returns the exit
+        code, negative if a signal came.
+        """
         pid = self._ask(f"{value}")
         command = ["strace", "-qq", "-o", "/dev/null", "-e", f"inject={injection}", "-p", str(pid)]
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
@@ -690,6 +671,33 @@ def test_a_publish_killed_at_any_step_leaves_a_whole_release(
     # map, the release.
     assert deaths["fsync"] == 8 and deaths["write"] >= 4 and deaths["rename"] == 3
     assert deaths["link"] + deaths["linkat"] == 1
+
+
+def test_a_rollback_killed_at_any_step_leaves_a_whole_release(
+    store: AdapterStore, publisher: Publisher
+) -> None:
+    """Every call that the rollback makes, the locks too."""
+    publisher.publish(1, "write:delay_enter=1:when=1")
+    states = {1: {"de": 0.0, "fr": 0.0, "it": 0.0}, 2: {"de": 1.0, "fr": 1.0, "it": 0.0}}
+    live, deaths = states[2], dict.fromkeys((*WRITING, "flock", "mkdir"), 0)
+    for call in deaths:
+        code = -signal.SIGKILL
+        while code == -signal.SIGKILL:
+            to = 1 if live == states[2] else 2
+            code = publisher.publish(-to, f"{call}:signal=SIGKILL:when={deaths[call] + 1}")
+            deaths[call] += code == -signal.SIGKILL
+            reader = AdapterStore(store.root)
+            found = contents(reader)
+            assert found in (live, states[to])
+            live = found
+            reader.verify()
+        assert code == 0 and live == states[to]
+    # The map and the release are written, each fsynced into its folder; no pack is.
+    assert (deaths["fsync"], deaths["rename"], deaths["link"] + deaths["linkat"]) == (4, 1, 1)
+    assert deaths["flock"] == 1 and len(list((store.root / "packs").glob("*.safetensors"))) == 4
+    assert store.check().problems == ()
+    store.gc(grace=timedelta(0))
+    assert not list(store.root.rglob("*.tmp.*")) and contents(store) == live
 
 
 def test_a_publish_that_the_disk_refuses_leaves_nothing_behind(

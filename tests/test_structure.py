@@ -26,7 +26,7 @@ FLOORS = (
     ("tables", "tower", "scoring", "base", "batches", "splits", "popularity"),
     ("configs", "adapters", "stacks", "bank", "ladder", "modules", "arithmetic", "peft"),
     ("training", "early_stopping", "checkpoints", "ranking", "store", "interchange"),
-    ("evaluation", "comparison"),
+    ("evaluation", "comparison", "gate"),
     ("report",),
     ("pipelines", "datasets"),
 )
@@ -55,6 +55,7 @@ TESTED_IN = {
     "reclora.evaluation.judge": "test_evaluation",
     "reclora.evaluation.lists": "test_evaluation",
     "reclora.evaluation.plain": "test_foreign",
+    "reclora.evaluation.processes": "test_processes",
     "reclora.evaluation.results": "test_evaluation",
     "reclora.interactions.stored": "test_log",
     "reclora.interactions.summary": "test_layout",
@@ -86,7 +87,15 @@ TESTED_IN = {
     "reclora.pipelines.sections": "test_evaluate",
     "reclora.pipelines.live": "test_evaluate",
     "reclora.pipelines.yardstick": "test_evaluate",
+    "reclora.pipelines.gating": "test_gate",
+    "reclora.pipelines.space": "test_recommend",
+    "reclora.pipelines.recommend_cli": "test_recommend",
+    "reclora.pipelines.served": "test_recommend",
+    "reclora.pipelines.wanted": "test_recommend",
+    "reclora.pipelines.workshop": "test_nightly",
+    "reclora.pipelines.alone": "test_nightly",
     "reclora.ranking.catalogue": "test_ranking",
+    "reclora.ranking.parts": "test_recommend",
     "reclora.ranking.selection": "test_ranking",
     "reclora.ranking.two_stages": "test_ranking",
     "reclora.ranking.user_items": "test_ranking",
@@ -98,17 +107,31 @@ TESTED_IN = {
     "reclora.splits.given": "test_splits",
     "reclora.splits.leakage": "test_splits",
     "reclora.splits.windows": "test_splits",
+    "reclora.store.changes": "test_changes",
+    "reclora.store.committing": "test_changes",
+    "reclora.store.decisions": "test_changes",
+    "reclora.store.folders": "test_collecting",
     "reclora.store.layout": "test_packs",
+    "reclora.store.lineage": "test_collecting",
     "reclora.store.loading": "test_store",
     "reclora.store.maps": "test_releases",
     "reclora.store.placements": "test_releases",
     "reclora.store.publishing": "test_store",
+    "reclora.store.reader": "test_changes",
     "reclora.store.reading": "test_store",
+    "reclora.store.retired": "test_collecting",
 }
 """Parts of a whole that are tested with it."""
 
 OF_NO_MODULE = {
     "test_benchmarks",
+    "test_faults_files",
+    "test_faults_input",
+    "test_faults_segments",
+    "test_faults_settings",
+    "test_faults_store",
+    "test_nightly",
+    "test_schedules",
     "test_packaging",
     "test_parents",
     "test_peft_parity",
@@ -130,7 +153,8 @@ def modules() -> dict[str, Path]:
     }
     found = {}
     for package, folder in folders.items():
-        for path in sorted(folder.rglob("*.py")):
+        # Examples for schedulers are text to copy, no modules.
+        for path in sorted({*folder.rglob("*.py")} - {*folder.glob("schedules/*")}):
             parts = [package, *path.relative_to(folder).with_suffix("").parts]
             found[".".join(part for part in parts if part != "__init__")] = path
     return found

@@ -54,7 +54,7 @@ def test_an_outcome_names_its_numbers_and_files(
     print_outcome(replace(outcome, was_there=True, release=None), None)
     printed = capsys.readouterr().out
     assert "was complete already" in printed and (
-        "release   none: nothing was better than the base" in printed
+        "release   none: what was live stays" in printed
     )
     assert "next" not in printed
 

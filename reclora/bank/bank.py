@@ -194,6 +194,31 @@ class AdapterBank(nn.Module):
             bank._fill(code, adapter, {side: rows[side][code] for side in rows})
         return bank
 
+    def put(self, adapter: Adapter) -> None:
+        """Give a segment the numbers of an adapter, whose rows are among those that it touches.
+
+        Raises:
+            AdapterError: it is of another config, base or parent than the segment, or other rows.
+        """
+        code = self.code(adapter.segment)
+        check_start(adapter, self.configs[code], self.base, self.parent_adapter)
+        tables = {
+            "users": (self.base.users, self.base.user_table, self.touched_users),
+            "items": (self.base.items, self.base.item_table, self.touched_items),
+        }
+        rows = {
+            side: stored_rows(adapter, side, ids, table.num_own_rows)
+            for side, (ids, table, _) in tables.items()
+        }
+        for side, (_, _, touched) in tables.items():
+            own = touched.rows_T[touched.slice(code)]
+            if len(own) and not bool(torch.isin(rows[side], own).all()):
+                raise AdapterError(
+                    f"the adapter of segment {adapter.segment!r} touches {side} that the segment "
+                    "does not touch in this bank: make the bank with `start`"
+                )
+        self._fill(code, adapter, rows)
+
     def _fill(self, code: int, adapter: Adapter, rows: Mapping[str, Tensor]) -> None:
         """Put in an adapter that touches these rows of the bank's tables."""
         touched = {"users": self.touched_users, "items": self.touched_items}

@@ -36,6 +36,21 @@ class HeldOutSegment:
         """U."""
         return len(self.user_rows_U)
 
+    def pieces(self, at_most: int) -> list[HeldOutSegment]:
+        """Its users in their order, so many in a piece."""
+        if self.num_users <= at_most:
+            return [self]
+        return [
+            replace(
+                self,
+                user_rows_U=self.user_rows_U[places],
+                user_ids=self.user_ids.slice(int(places[0]), len(places)),
+                relevant=self.relevant.take(places),
+                seen=self.seen.take(places),
+            )
+            for places in torch.split(torch.arange(self.num_users), at_most)
+        ]
+
     def hits(self, item_rows_UK: Tensor) -> NDArray[np.bool_]:
         """Which places of the users' lists hold something relevant, shape (U, K)."""
         hits_UK: NDArray[np.bool_] = self.relevant.contains(

@@ -19,10 +19,11 @@ class RankingJudge:
 
     Args:
         held_out: the validation window, of the segments that train.
+        processes: that rank at once.
     """
 
-    def __init__(self, held_out: HeldOut) -> None:
-        self._held_out = headline_of(held_out)
+    def __init__(self, held_out: HeldOut, processes: int = 1) -> None:
+        self._held_out, self._processes = headline_of(held_out), processes
 
     def __call__(self, bank: AdapterBank, segments: NDArray[np.int64]) -> NDArray[np.float64]:
         """The mean over each segment's users; NaN where no user has anything relevant."""
@@ -31,7 +32,7 @@ class RankingJudge:
         if not chosen:
             return np.full(len(names), np.nan)
         held_out = replace(self._held_out, segments=chosen)
-        table = evaluate(held_out, bank.scorer, model="", run="", seed=0)
+        table = evaluate(held_out, bank.scorer, model="", run="", seed=0, processes=self._processes)
         means = table[table["model"] == ""].groupby("segment", observed=True)["value"].mean()
         return means.reindex(names).to_numpy(dtype=np.float64)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from reclora.evaluation.held_out import HeldOut, HeldOutSegment
+from reclora.evaluation.processes import LEAST_USERS, rank_in_processes
 from reclora.ranking import Scorer, TwoStageScorer, rank, rank_in_two_stages
 
 ScorerOf = Callable[[str], Scorer]
@@ -57,6 +58,7 @@ def recommend(
     *,
     model: str,
     progress: Progress | None = None,
+    processes: int = 1,
 ) -> dict[str, Lists]:
     """Rank for every user with something relevant; by stage.
 
@@ -67,6 +69,7 @@ def recommend(
         scorer_of: segment name -> scorer; called once for each segment that has users.
         model: what errors call the model.
         progress: called with (users done, users in all) after each segment.
+        processes: that rank at once, each a share of the segments; they are forked.
 
     Returns:
         Stage -> lists; the stage of what is finally shown is "".
@@ -74,11 +77,25 @@ def recommend(
     Raises:
         ValueError: a scorer has another catalogue, or a score is NaN or +inf; it names the segment.
     """
+    asked = [segment for segment in held_out.segments if segment.num_users]
+    is_large = held_out.num_users >= LEAST_USERS
+    if processes > 1 and is_large and not held_out.config.retrieve:
+        at_most = -(-held_out.num_users // processes)
+        pieces = [piece for segment in asked for piece in segment.pieces(at_most)]
+        shown = rank_in_processes(
+            pieces,
+            lambda segment: _rank(held_out, segment, scorer_of(segment.name), model)[""],
+            max(held_out.config.ks),
+            processes,
+        )
+        of: dict[str, list[Tensor]] = {}
+        for piece, rows in zip(pieces, shown, strict=True):
+            of.setdefault(piece.name, []).append(rows)
+        made = ((s, torch.cat(of[s.name])) for s in asked)
+        return {"": Lists({s.name: SegmentLists(s.user_rows_U, rows) for s, rows in made})}
     stages: dict[str, dict[str, SegmentLists]] = {"": {}}
     done = 0
-    for segment in held_out.segments:
-        if segment.num_users == 0:
-            continue
+    for segment in asked:
         for stage, lists in _rank(held_out, segment, scorer_of(segment.name), model).items():
             stages.setdefault(stage, {})[segment.name] = SegmentLists(segment.user_rows_U, lists)
         done += segment.num_users

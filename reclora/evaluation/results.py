@@ -29,6 +29,7 @@ def evaluate(
     run: str,
     seed: int,
     progress: Progress | None = None,
+    processes: int = 1,
 ) -> pd.DataFrame:
     """Rank for every user with something relevant, and measure each list.
 
@@ -37,6 +38,7 @@ def evaluate(
         scorer_of: segment name -> scorer; called once for each segment that has users.
         model, run, seed: written into every row.
         progress: called with (users done, users in all) after each segment.
+        processes: that rank at once.
 
     Returns:
         run, model, segment, seed, user_id, metric, k, value: one row per segment, metric, k, user.
@@ -46,7 +48,7 @@ def evaluate(
     Raises:
         ValueError: a scorer has another catalogue, or a score is NaN or +inf; it names the segment.
     """
-    lists = recommend(heldout, scorer_of, model=model, progress=progress)
+    lists = recommend(heldout, scorer_of, model=model, progress=progress, processes=processes)
     return measure_stages(heldout, lists, model=model, run=run, seed=seed)
 
 

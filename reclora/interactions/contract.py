@@ -133,11 +133,17 @@ def plausible_unit(value: int, now: float) -> str | None:
 
 
 def _check_file(path: Path, contract: LogContract, now: float) -> LogFile:
+    if path.is_symlink():
+        raise LogError(f"{path}: is a symbolic link; name the file that it points to")
     if not path.is_file():
         raise LogError(
             f"{path}: expected a Parquet file, got {'a folder' if path.is_dir() else 'nothing'}"
         )
     try:
+        with path.open("rb") as begun:
+            # Of a file that lost its beginning the footer alone would still be right.
+            if begun.read(4) not in (b"", b"PAR1"):
+                raise pa.ArrowInvalid("it does not begin as one")
         with pq.ParquetFile(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
     except (OSError, pa.ArrowException) as error:

@@ -75,18 +75,20 @@ def prepare_log(
             return stored
         with workplace(folder) as work, sorting_database(work, memory_limit) as database:
             report = progress or _silent
-            quarantined, below, staged = _stage(checked, work, contract, now, report)
+            staged = _stage(checked, work, contract, now, report)
             written = _write_log(checked, work, contract, database, report)
             summary = LogSummary(
                 contract=contract,
                 rows_read=sum(file.rows for file in checked),
                 rows_kept=written.rows,
-                quarantined=quarantined,
-                duplicates=staged - written.rows,
-                below_min_label=below,
+                quarantined=dict(staged.quarantined),
+                duplicates=staged.rows - written.rows,
+                below_min_label=staged.below,
                 users=_write_ids("user_id", work, USER_IDS, database),
                 items=_write_ids("item_id", work, ITEM_IDS, database),
-                segments=dict(written.segments),
+                segments={
+                    name: written.segments[name] for name in sorted(staged.segments, key=str.encode)
+                },
                 first=written.first,
                 last=written.last,
                 inputs=inputs,
@@ -115,27 +117,43 @@ class _Written:
         self.last = max(self.last, last)
 
 
+@dataclass
+class _Staged:
+    """What came of the rows that were read."""
+
+    quarantined: Counter[str]
+    below: int = 0
+    """Rows below the minimal label."""
+    rows: int = 0
+    """Rows written."""
+    segments: set[str] = field(default_factory=set)
+    """Also those of which every row is below the minimal label."""
+
+    def add(self, batch: pa.RecordBatch, positive: pa.RecordBatch) -> None:
+        """Count the rows of a batch that keep the contract, and those of them to be written."""
+        self.below += batch.num_rows - positive.num_rows
+        self.rows += positive.num_rows
+        self.segments.update(pc.unique(batch["segment"]).to_pylist())
+
+
 def _stage(
     files: Sequence[LogFile], work: Path, contract: LogContract, now: float, progress: Progress
-) -> tuple[dict[str, int], int, int]:
-    """Write the rows that keep the contract to work/staged.parquet, as they come.
-
-    Returns the counts of quarantined rows, of rows below the minimal label, and of rows written.
-    """
+) -> _Staged:
+    """Write the rows that keep the contract to work/staged.parquet, as they come."""
     total = sum(file.rows for file in files)
-    below = staged = done = 0
+    done = 0
     with (
         Quarantine(work / QUARANTINE) as quarantine,
         pq.ParquetWriter(work / STAGED, _schema(files[0], pa.int64()), compression="lz4") as writer,
     ):
+        staged = _Staged(quarantine.counts)
         for file in files:
             for rows, batch in read_rows(file, quarantine, now=now):
                 positive = batch
                 if contract.min_label is not None:
                     positive = batch.filter(pc.greater_equal(batch["label"], contract.min_label))
                 writer.write_batch(positive)
-                below += batch.num_rows - positive.num_rows
-                staged += positive.num_rows
+                staged.add(batch, positive)
                 done += rows
                 progress(done, 2 * total)
     try:
@@ -145,7 +163,7 @@ def _stage(
         os.replace(work / QUARANTINE, work.parent / REFUSED)
         fsync(work.parent)
         raise
-    return dict(quarantine.counts), below, staged
+    return staged
 
 
 def _schema(file: LogFile, time: pa.DataType) -> pa.Schema:

@@ -8,6 +8,8 @@ from reclora.interactions.contract import LogContract, LogError
 
 SUMMARY = "summary.json"
 FORMAT = 1
+NEEDS = "0.1.0"
+"""The first version of reclora that reads `FORMAT`."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class LogSummary:
     users: int
     items: int
     segments: dict[str, int]
-    """Rows kept of each segment, in the log's order: ascending by UTF-8 bytes."""
+    """Rows kept of each segment, in the log's order: ascending by UTF-8 bytes; 0 of one that has
+    only rows below `min_label`."""
     first: str
     """Time of the earliest row kept, ISO 8601 in UTC; "" where none was kept."""
     last: str
@@ -35,7 +38,7 @@ class LogSummary:
 
     def to_json(self) -> str:
         """Return the summary as JSON text, with its format version."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
+        return json.dumps({"format": FORMAT, "needs": NEEDS, **asdict(self)}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "LogSummary":
@@ -46,11 +49,11 @@ class LogSummary:
         """
         try:
             fields = json.loads(text)
-            version = fields.pop("format")
+            version, needs = fields.pop("format"), fields.pop("needs", "that of its writer")
             if version != FORMAT:
                 raise LogError(
-                    f"expected a log summary of format {FORMAT}, got {version}; lay the log out "
-                    "again, or install the reclora that wrote it"
+                    f"expected a log summary of format {FORMAT}, got {version}, which needs "
+                    f"reclora >= {needs}; lay the log out again, or install that"
                 )
             contract = fields["contract"]
             contract["attributes"] = tuple(contract.get("attributes", ()))

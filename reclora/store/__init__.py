@@ -1,48 +1,41 @@
-"""This file is the store of adapters: publish, load, and refuse what belongs to another base model.
+"""This file is the store of adapters: its verbs, and the refusal of what belongs to another base.
 
-    store/packs/<sha256>.safetensors            the adapters of one publish, config and parent
-    store/releases/00000042.json                who, when, why, and which packs and map
-    store/releases/maps/<sha256>.safetensors    segment -> (pack, index, metrics)
+    store/packs/<sha256>.safetensors               the adapters of one publish, config and parent
+    store/releases/00000042.json                   who, when, why, and which packs and maps
+    store/releases/maps/<sha256>.safetensors       segment -> (pack, index, metrics)
+    store/releases/decisions/<sha256>.parquet      what was decided on every segment
 
 All of them are immutable. A release is complete: segments that a publish leaves out are carried
 over from its parent. It is created by link-if-absent: one writer wins a number, the others read the
-winner's release and publish on top of it, so nothing is lost. Names of segments are never part of a
-path.
+winner's release and publish on top of it, so nothing is lost. Rolling back writes a new release.
+Names of segments are never part of a path.
 """
 
 from __future__ import annotations
 
-import difflib
-import functools
-import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from reclora.files import make_folder
-from reclora.store.maps import SegmentMap, map_file
+from reclora.store.changes import Change, Tables, promotion, publication, restoration
+from reclora.store.committing import Note, commit, writing
 from reclora.store.placements import Placement, PlacementTable
-from reclora.store.reading import BaseMismatch, StoreError
-from reclora.store.releases import (
-    MAPS,
-    PackSummary,
-    Release,
-    read_release,
-    release_numbers,
-    write_release,
-)
+from reclora.store.reader import StoreReader
+from reclora.store.reading import BaseMismatch, StoreError, UnknownSegment
+from reclora.store.releases import Canary, PackSummary, Release
+from reclora.store.retired import check_there
 
-# What needs torch is imported where adapters are read or written: a history is shown without torch.
+# What needs torch or pandas is imported where it is used: a history is shown without them.
 if TYPE_CHECKING:
+    import pandas as pd
+
     from reclora.adapters import Adapter
-    from reclora.stacks import AdapterStack
-    from reclora.store.loading import PackReader
+    from reclora.store.collecting import Collected
 
 __all__ = [
     "AdapterStore",
     "BaseMismatch",
+    "Canary",
     "PackSummary",
     "Placement",
     "Release",
@@ -51,33 +44,17 @@ __all__ = [
 ]
 
 
-class UnknownSegment(StoreError, KeyError):
-    """A segment was asked for that has no adapter."""
-
-    # KeyError would show the message quoted.
-    __str__ = Exception.__str__
-
-
-class AdapterStore:
+class AdapterStore(StoreReader):
     """A folder of adapters, safe with many writers and readers at once.
 
         store = AdapterStore(Path("store"))
         store.publish(adapters, reason="nightly", metrics={"de": {"ndcg@10": 0.081}})
         adapter = store.load("de", base_fingerprint=base.fingerprint)
+        store.rollback(reason="clicks fell", segments=["de"])
 
     Args:
         root: the folder; the first `publish` makes it.
     """
-
-    def __init__(self, root: Path) -> None:
-        self.root = Path(root)
-        self._packs = self.root / "packs"
-        self._releases = self.root / "releases"
-        # Releases never change, so what was read stays true.
-        self._read_release = functools.lru_cache(maxsize=4)(self._release_of)
-
-    def __repr__(self) -> str:
-        return f"AdapterStore({str(self.root)!r})"
 
     def publish(
         self,
@@ -88,221 +65,208 @@ class AdapterStore:
         metrics: Mapping[str, Mapping[str, float]] | None = None,
         serves_parent: Sequence[str] = (),
         parent: Adapter | None = None,
+        run: str | None = None,
+        decisions: pd.DataFrame | None = None,
+        canary: float | None = None,
+        remove: Sequence[str] = (),
     ) -> Release:
         """Make `adapters` the current ones of their segments; the other segments stay as they are.
 
         Whole or not at all: readers see the old release or the new one, also of a killed publish.
+        A segment that is published or removed loses the candidate that it had.
 
         Args:
             adapters: at most one a segment, all of one base model; any string names a segment. An
-                `AdapterStack` is written as it is, without work for each adapter.
+                `AdapterStack` is written as it is, without work for each adapter. May be empty
+                where decisions or removals are published on a release.
             reason: why, for the history.
             author: who, for the history.
             metrics: segment -> name -> value, kept with the release; NaN where it is unknown.
             serves_parent: segments whose own adapter did not help; from now on they are served by
                 the parent.
             parent: that parent; needed where `adapters` have none, or several.
+            run: id of the run that made them.
+            decisions: what was decided on every segment, by which numbers; see `decisions`.
+            canary: a share of users, above 0 and below 1: what is published becomes the candidates
+                of its segments, for that share, and what is current stays. Candidates of other
+                segments stay too, from now on for the same share.
+            remove: segments that the release shall not have any more.
 
         Raises:
             StoreError: nothing to publish, a segment twice, numbers that are not finite, segments
                 without the parent that shall serve them, an adapter that stands on more than
                 `MAX_PARENTS`; the error names segment and tensor.
+            UnknownSegment: a segment to remove that is not there.
             AdapterError: tensors differ between adapters of one config and parent.
             BaseMismatch: the adapters are of several bases, or of another than the current release.
             OSError: the disk refused. The old release stays current, but where the very last step
                 failed, the fsync of the folder: then the new one shows, and may not outlast a
                 power cut.
         """
-        from reclora.store.publishing import check_one_base, plan_publish, segments_of
+        from reclora.store.decisions import decisions_file
+        from reclora.store.publishing import check_segments, plan_publish, segments_of
 
-        if isinstance(serves_parent, str):
-            raise StoreError(f"serves_parent must be a list of segments, got {serves_parent!r}")
+        served, removed = _listed(serves_parent, "serves_parent"), _listed(remove, "remove")
         measured = metrics or {}
-        _check_segments([*segments_of(adapters), *serves_parent], measured)
-        fingerprint = check_one_base(adapters, parent)
-        self._check_base(self.current(), fingerprint)
-        plan = plan_publish(adapters, measured, serves_parent, parent)
-        table = PlacementTable.of(plan.placements)
-        for folder in (self._packs, self._releases / MAPS):
-            make_folder(folder)
-        for pack in plan.packs:
-            pack.file.write(self._packs)
-        summaries = [pack.summary for pack in plan.packs]
-        return self._publish_on_top(table, summaries, fingerprint, reason, author)
+        published = [*segments_of(adapters), *served]
+        check_segments(published, removed, measured)
+        if canary is not None and not (published and 0 < canary < 1):
+            raise StoreError(
+                f"a canary is a share of users above 0 and below 1, of segments that are published "
+                f"with it; got {canary} of {len(published):,} segments"
+            )
+        says_more = decisions is not None or bool(removed)
+        fingerprint = self._base_of(adapters, served, parent, says_more)
+        plan = plan_publish(adapters, measured, served, parent)
+        table = None if decisions is None else decisions_file(decisions)
+        placed = PlacementTable.of(plan.placements)
+        change = Change(publication(placed, removed, canary), [pack.summary for pack in plan.packs])
+        note = Note(reason, author, run, None if table is None else table.name)
+        with writing(self._folders):
+            for pack in plan.packs:
+                pack.file.write(self._folders.packs)
+            if table is not None:
+                table.write(self._folders.decisions)
+            return self._commit(change, fingerprint, note)
 
-    def current(self) -> Release | None:
-        """Return the release with the highest number; None when nothing was published."""
-        numbers = self.releases()
-        return self._read_release(numbers[-1]) if numbers else None
-
-    def releases(self) -> list[int]:
-        """Return the numbers of all releases, ascending."""
-        return release_numbers(self._releases)
-
-    def release(self, number: int) -> Release:
-        """Return release `number`.
-
-        Raises:
-            StoreError: there is none, or its file is damaged or of a newer format.
-        """
-        try:
-            return self._read_release(number)
-        except FileNotFoundError:
-            numbers = self.releases()
-            known = f"1 to {numbers[-1]}" if numbers else "nothing"
-            raise StoreError(f"{self.root} has no release {number}; it holds {known}") from None
-
-    def load(
-        self, segment: str, *, base_fingerprint: str, release: Release | int | None = None
-    ) -> Adapter:
-        """Return the adapter of `segment`; only its own slices are read.
-
-        That of a segment which its parent serves has no numbers (config `()`), and that parent.
+    def promote(
+        self,
+        segments: Sequence[str] | None = None,
+        *,
+        reason: str,
+        author: str | None = None,
+    ) -> Release:
+        """Make candidates of the current release the current adapters of their segments.
 
         Args:
-            segment: its exact name.
-            base_fingerprint: of the base model that it shall adapt.
-            release: which one; None is the current.
+            segments: which; None is all that have a candidate.
+            reason, author: why and who, for the history.
 
         Raises:
-            UnknownSegment: the release has no such segment; the error offers near names.
-            BaseMismatch: the release's adapters belong to another base.
-            StoreError: there is no such release, or a file is damaged or missing.
+            StoreError: there is no candidate.
+            UnknownSegment: one of `segments` has none; the error offers near names.
+            OSError: see `publish`.
         """
-        chosen = self._choose(release)
-        self._check_base(chosen, base_fingerprint)
-        try:
-            place = chosen.segments[segment]
-        except KeyError:
-            raise UnknownSegment(
-                f"release {chosen.number} of {self.root} has no adapter of segment {segment!r}"
-                + _near(segment, chosen.segments)
-            ) from None
-        return self._reader.adapter(chosen, segment, place)
+        chosen = None if segments is None else _named(segments)
+        below = self._choose(None)
+        with writing(self._folders):
+            change = Change(promotion(chosen))
+            return self._commit(change, below.base_fingerprint, Note(reason, author))
 
-    def load_stacks(
-        self, *, base_fingerprint: str, release: Release | int | None = None
-    ) -> list[AdapterStack]:
-        """Return the adapters of all segments of a release, a stack for each of its packs.
-
-        Every byte is checked against the packs' sha256s; nothing is done for each adapter. Segments
-        that their parent serves come as a stack without tensors (config `()`) on that parent.
-
-        For arguments and errors see `load`.
-        """
-        from reclora.stacks import AdapterStack
-
-        chosen = self._choose(release)
-        self._check_base(chosen, base_fingerprint)
-        own, served = self._reader.stacks(chosen)
-        bare = [
-            AdapterStack(tuple(segments), (), base_fingerprint, {}, {}, parent)
-            for parent, segments in served
-        ]
-        return own + bare
-
-    def load_all(
-        self, *, base_fingerprint: str, release: Release | int | None = None
-    ) -> list[Adapter]:
-        """Return the adapters of all segments of a release, sorted by segment.
-
-        They share the memory of the stacks; see `load` for arguments and errors.
-        """
-        from reclora.store.loading import served as serve
-
-        chosen = self._choose(release)
-        self._check_base(chosen, base_fingerprint)
-        own, served = self._reader.stacks(chosen)
-        adapters = [adapter for stack in own for adapter in stack]
-        adapters += [serve(segment, parent) for parent, names in served for segment in names]
-        return sorted(adapters, key=lambda adapter: adapter.segment)
-
-    def verify(self, release: Release | int | None = None) -> None:
-        """Read every byte that a release depends on, the parents' too, and compare the sha256s.
-
-        Raises:
-            StoreError: naming every file that is missing or damaged.
-        """
-        problems = self._reader.problems(self._choose(release))
-        if problems:
-            raise StoreError("\n".join(problems))
-
-    def _publish_on_top(
+    def rollback(
         self,
-        table: PlacementTable,
-        summaries: Iterable[PackSummary],
-        fingerprint: str,
+        to: int | None = None,
+        segments: Sequence[str] | None = None,
+        *,
         reason: str,
-        author: str | None,
+        author: str | None = None,
     ) -> Release:
-        """Publish `table` on top of the newest release, whoever else is publishing."""
-        while True:
+        """Publish a new release in which segments are as they were; no adapter is read.
+
+        A segment that the earlier release has not is gone. With all segments the candidates are
+        what they were too; with some, candidates stay as they are.
+
+        Args:
+            to: the earlier release; None is the one below the current, so that a second rollback
+                undoes the first.
+            segments: which; None is all.
+            reason, author: why and who, for the history.
+
+        Raises:
+            StoreError: there is no such release, or packs of it are not there, as after `gc`.
+            UnknownSegment: one of `segments` is in neither release; the error offers near names.
+            OSError: see `publish`.
+        """
+        chosen = None if segments is None else _named(segments)
+        below = self._choose(None)
+        number = below.parent if to is None else to
+        if number is None:
+            raise StoreError(f"release {below.number} of {self.root} is the first; name another")
+        earlier = self.release(number)
+        tables = Tables.of(earlier)
+        with writing(self._folders):
+            self._check_there(earlier, tables, chosen)
+            change = Change(restoration(tables, chosen), earlier.packs)
+            return self._commit(change, earlier.base_fingerprint, Note(reason, author))
+
+    def gc(
+        self, *, keep: int = 30, grace: timedelta = timedelta(days=7), dry_run: bool = False
+    ) -> Collected:
+        """Remove the packs that none of the newest releases needs, and what no release names.
+
+        Releases, their maps and their decisions stay: the history is whole, but older releases
+        cannot be loaded or rolled back to any more. A release that a reader has pinned is kept.
+
+        Args:
+            keep: how many of the newest releases stay whole, at least 1.
+            grace: nothing younger is removed, by the clock of the file system.
+            dry_run: remove nothing; say what would be.
+
+        Returns:
+            the files with their bytes, the releases that lost packs, and the pinned.
+
+        Raises:
+            StoreError: a release is damaged, others publish all the time, or the file system has no
+                locks; nothing was removed.
+            OSError: the store cannot be written to.
+        """
+        from reclora.store.collecting import collect
+
+        return collect(self._folders, keep, grace, dry_run)
+
+    def check_writable(self) -> None:
+        """Make the folders, and in each a file that is removed again.
+
+        Raises:
+            OSError: the store cannot be written to; the error names the folder.
+        """
+        self._folders.check_writable()
+
+    def _commit(self, change: Change, fingerprint: str, note: Note) -> Release:
+        def newest() -> Release | None:
             parent = self.current()
             self._check_base(parent, fingerprint)
-            whole = table if parent is None else table.on_top_of(parent.segments.table)
-            older = () if parent is None else parent.packs
-            known = {summary.pack: summary for summary in (*older, *summaries)}
-            file = map_file(whole)
-            file.write(self._releases / MAPS)
-            release = Release(
-                number=1 if parent is None else parent.number + 1,
-                time=datetime.now(UTC).replace(microsecond=0),
-                author=author,
-                reason=reason,
-                parent=None if parent is None else parent.number,
-                base_fingerprint=fingerprint,
-                packs=tuple(known[pack] for pack in whole.packs),
-                segments=SegmentMap(self._releases / MAPS, file.name, len(whole), whole.packs),
-            )
-            try:
-                write_release(self._releases, release)
-            except FileExistsError:
-                continue
-            return release
+            return parent
 
-    def _choose(self, release: Release | int | None) -> Release:
-        if isinstance(release, int):
-            return self.release(release)
-        chosen = self.current() if release is None else release
-        if chosen is None:
-            raise StoreError(f"{self.root} has no release yet; publish adapters first")
-        return chosen
+        return commit(self._folders, newest, change, fingerprint, note)
 
-    def _check_base(self, release: Release | None, fingerprint: str) -> None:
-        if release is not None and release.base_fingerprint != fingerprint:
-            raise BaseMismatch(
-                f"release {release.number} of {self.root} belongs to base "
-                f"{release.base_fingerprint}, got base {fingerprint}; an adapter fits only the "
-                "base it was trained on: use that base, or train again and publish elsewhere"
-            )
+    def _base_of(
+        self,
+        adapters: Sequence[Adapter],
+        served: Sequence[str],
+        parent: Adapter | None,
+        says_more: bool,
+    ) -> str:
+        """Return the base of what is published; without adapters that of the current release."""
+        from reclora.store.publishing import check_one_base
 
-    def _release_of(self, number: int) -> Release:
-        return read_release(self._releases, number)
+        current = self.current()
+        if adapters or served:
+            fingerprint = check_one_base(adapters, parent)
+            self._check_base(current, fingerprint)
+            return fingerprint
+        if current is None or not says_more:
+            raise StoreError("nothing to publish: expected at least one adapter, got none")
+        return current.base_fingerprint
 
-    @functools.cached_property
-    def _reader(self) -> PackReader:
-        from reclora.store.loading import PackReader
-
-        return PackReader(self._packs)
+    def _check_there(
+        self, earlier: Release, tables: Tables, segments: Sequence[str] | None
+    ) -> None:
+        """Check that the packs are there that a rollback brings back."""
+        brought = {*tables.current.packs, *tables.candidates.packs}
+        if segments is not None:
+            brought = {*tables.current.only(segments).packs}
+        wanted = {pack.pack: pack for pack in earlier.packs if pack.pack in brought}
+        check_there(self._folders.packs, wanted, earlier.number, self._folders.releases)
 
 
-def _check_segments(segments: Sequence[str], metrics: Mapping[str, Mapping[str, float]]) -> None:
-    if not segments:
-        raise StoreError("nothing to publish: expected at least one adapter, got none")
-    distinct = set(segments)
-    if len(distinct) < len(segments):
-        twice = Counter(segments).most_common(1)[0][0]
-        raise StoreError(f"segment {twice!r} comes twice; publish one adapter a segment")
-    for segment, values in metrics.items():
-        if segment not in distinct:
-            raise StoreError(
-                f"metrics of segment {segment!r}, which is not published" + _near(segment, distinct)
-            )
-        infinite = [name for name, value in values.items() if math.isinf(value)]
-        if infinite:
-            raise StoreError(f"segment {segment!r}: metric {infinite[0]!r} is infinite")
+def _listed(segments: Sequence[str], name: str) -> Sequence[str]:
+    if isinstance(segments, str):
+        raise StoreError(f"{name} must be a list of segments, got {segments!r}")
+    return segments
 
 
-def _near(segment: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(segment, known, n=3)
-    return f"; near names: {', '.join(map(repr, near))}" if near else ""
+def _named(segments: Sequence[str]) -> Sequence[str]:
+    if not _listed(segments, "segments"):
+        raise StoreError("segments is empty; name some, or leave it out to mean all")
+    return segments

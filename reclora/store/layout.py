@@ -8,6 +8,7 @@ is believed only where the tensors fill the file exactly. Needs no torch.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reclora.files import atomic_write
+from reclora.files import atomic_write, sha256_of
 from reclora.store.reading import (
     FORMAT,
     NEEDS,
@@ -30,6 +31,8 @@ from reclora.store.reading import (
 
 ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "U32": 4, "F16": 2, "BF16": 2, "U8": 1}
 """safetensors' name of a type -> bytes of one number."""
+
+SUFFIX = ".safetensors"
 
 MAX_HEADER = 2**20
 """Largest header that is read, in bytes: the worst hostile one costs .3 CPU-s and 20 MB."""
@@ -67,31 +70,36 @@ class HashedFile:
 
     name: str
     chunks: Sequence[bytes | memoryview]
+    suffix: str = ".safetensors"
 
     @classmethod
-    def of(cls, chunks: Sequence[bytes | memoryview]) -> HashedFile:
+    def of(cls, chunks: Sequence[bytes | memoryview], suffix: str = ".safetensors") -> HashedFile:
         """The file of `chunks`, one after the other."""
         digest = hashlib.sha256()
         for chunk in chunks:
             digest.update(chunk)
-        return cls(digest.hexdigest(), chunks)
+        return cls(digest.hexdigest(), chunks, suffix)
 
     def write(self, folder: Path) -> Path:
         """Write it, whole or not at all; what has its name already is replaced by the same bytes.
 
         Raises:
-            OSError: the disk refused.
+            OSError: the disk refused, or holds other bytes than were written.
         """
-        path = hashed_path(folder, self.name)
-        with atomic_write(path) as temporary, temporary.open("wb") as file:
-            for chunk in self.chunks:
-                file.write(chunk)
+        path = hashed_path(folder, self.name, self.suffix)
+        with atomic_write(path) as temporary:
+            with temporary.open("wb") as file:
+                for chunk in self.chunks:
+                    file.write(chunk)
+            if sha256_of(temporary) != self.name:
+                message = "the disk holds other bytes than were written"
+                raise OSError(errno.EIO, message, str(path))
         return path
 
 
-def hashed_path(folder: Path, name: str) -> Path:
+def hashed_path(folder: Path, name: str, suffix: str = SUFFIX) -> Path:
     """Return the path of the file with the sha256 `name`."""
-    return folder / f"{name}.safetensors"
+    return folder / f"{name}{suffix}"
 
 
 def is_hash(name: object) -> bool:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from reclora.adapters import Adapter
 from reclora.stacks import AdapterStack
 from reclora.store.layout import hashed_path
+from reclora.store.maps import SegmentMap
 from reclora.store.packs import Pack, open_pack
 from reclora.store.placements import Placement, PlacementTable
 from reclora.store.reading import MAX_PARENTS, BaseMismatch, StoreError
 from reclora.store.releases import Release
+from reclora.store.retired import is_missing
 
 Served = tuple[Adapter, Sequence[str]]
 """A parent, and the segments that it serves."""
@@ -27,59 +30,56 @@ class PackReader:
     """Reads the packs of one folder for releases; keeps the layouts and parents that it has read.
 
     Packs never change, so what was read stays true, and adapters of one parent share one object.
+
+    Args:
+        folder: of the packs.
+        releases: the folder of the releases.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, releases: Path) -> None:
         self._folder = folder
+        self._releases = releases
         self._open = lru_cache(maxsize=64)(self._opened)
         self._read_single = lru_cache(maxsize=16)(self._single_named)
 
     def adapter(self, release: Release, segment: str, place: Placement) -> Adapter:
         """Return the adapter of `segment`; of its pack only its own slices are read."""
-        pack = self._pack_of(release, place.pack)
-        if place.serves_parent:
-            return served(segment, self._single(release, pack))
-        return pack.adapter(segment, place.index, self._parent_of(release, pack))
+        with self._present(release):
+            pack = self._pack_of(release, place.pack)
+            if place.serves_parent:
+                return served(segment, self._single(release, pack))
+            return pack.adapter(segment, place.index, self._parent_of(release, pack))
 
-    def stacks(self, release: Release) -> tuple[list[AdapterStack], list[Served]]:
-        """Return the adapters that segments own, a stack a pack, and the parents that serve."""
-        table, names = release.segments.table, release.segments.table.names()
+    def stacks(
+        self, release: Release, segments: SegmentMap
+    ) -> tuple[list[AdapterStack], list[Served]]:
+        """Return the adapters that segments own, a stack a pack, and the parents that serve.
+
+        Args:
+            release: whose adapters they are.
+            segments: its map, or that of its candidates.
+        """
+        table, names = segments.table, segments.table.names()
         stacks: list[AdapterStack] = []
         parents: list[Served] = []
         for name in table.packs:
-            pack = self._pack_of(release, name)
             own, served = _contents_of(table, names, name)
-            if own:
-                stacks.append(_part(pack, pack.stack(self._parent_of(release, pack)), own))
-            if served:
-                parents.append((self._single(release, pack), [segment for segment, _ in served]))
+            with self._present(release):
+                pack = self._pack_of(release, name)
+                if own:
+                    stacks.append(_part(pack, pack.stack(self._parent_of(release, pack)), own))
+                if served:
+                    parent = self._single(release, pack)
+                    parents.append((parent, [segment for segment, _ in served]))
         return stacks, parents
 
-    def problems(self, release: Release) -> list[str]:
-        """Read every byte that `release` depends on, whatever was read before; return what is wrong
-        with its map, its packs and their parents, each once.
-        """
-        found: dict[str, None] = {}
+    @contextlib.contextmanager
+    def _present(self, release: Release) -> Iterator[None]:
+        """Say what became of a pack that is not there, or not any more."""
         try:
-            table = release.segments.read()
-            contents = {name: _contents_of(table, table.names(), name) for name in table.packs}
-        except StoreError as error:
-            contents = {}
-            found[str(error)] = None
-        wanted = [summary.pack for summary in release.packs]
-        for name in wanted:
-            try:
-                pack = self._pack_of(release, name)
-                if pack.parent is not None and pack.parent not in wanted:
-                    wanted.append(pack.parent)
-                own, served = contents.get(name, ([], []))
-                _part(pack, pack.stack(None), own)
-                if served:
-                    pack.check_single()
-                self._check_parents(release, pack)
-            except StoreError as error:
-                found[str(error)] = None
-        return list(found)
+            yield
+        except FileNotFoundError as error:
+            raise is_missing(Path(error.filename), release.number, self._releases) from None
 
     def _parent_of(self, release: Release, pack: Pack) -> Adapter | None:
         self._check_parents(release, pack)
@@ -106,13 +106,7 @@ class PackReader:
             )
 
     def _pack_of(self, release: Release, name: str) -> Pack:
-        try:
-            pack = self._open(name)
-        except FileNotFoundError as error:
-            raise StoreError(
-                f"{error.filename} is missing, release {release.number} needs it; "
-                "restore it from a copy"
-            ) from None
+        pack = self._open(name)
         if pack.base_fingerprint != release.base_fingerprint:
             raise BaseMismatch(
                 f"{pack.path} belongs to base {pack.base_fingerprint}, its release "

@@ -32,9 +32,9 @@ from reclora.store.layout import (
     Layout,
     Region,
     header_of,
-    is_hash,
     read_layout,
 )
+from reclora.store.lineage import METADATA, parent_in
 from reclora.store.reading import StoreError, open_regular, parse_json, read_into, utf8
 
 DTYPES = {
@@ -189,11 +189,9 @@ def open_pack(path: Path) -> Pack:
         FileNotFoundError: it is not there.
     """
     with open_regular(path) as descriptor:
-        layout = read_layout(descriptor, path, {"base_fingerprint", "config", "parent"})
+        layout = read_layout(descriptor, path, METADATA)
     _check_regions(layout.regions, path)
-    parent = layout.metadata["parent"] or None
-    if parent is not None and not is_hash(parent):
-        raise StoreError(f"{path} is damaged: its parent is no sha256: {parent[:100]!r}")
+    parent = parent_in(layout.metadata, path)
     config = _config_of(layout.metadata["config"], path)
     return Pack(path, config, layout.metadata["base_fingerprint"], parent, layout)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -101,6 +101,14 @@ class PlacementTable:
         }
         return _sorted(columns, [older_names[row] for row in kept.tolist()] + names, packs, metrics)
 
+    def only(self, segments: Iterable[str]) -> PlacementTable:
+        """The rows of these segments; those that are not in it do not count."""
+        return self._taken(segments, True)
+
+    def without(self, segments: Iterable[str]) -> PlacementTable:
+        """The rows of all other segments."""
+        return self._taken(segments, False)
+
     def encoded_names(self) -> list[bytes]:
         """The segments' names in UTF-8, row by row."""
         text = self.columns[NAMES].tobytes()
@@ -109,6 +117,19 @@ class PlacementTable:
     def names(self) -> list[str]:
         """The segments' names, row by row."""
         return [name.decode() for name in self.encoded_names()]
+
+    def _taken(self, segments: Iterable[str], taking: bool) -> PlacementTable:
+        chosen = {utf8(segment) for segment in segments}
+        names = self.encoded_names()
+        rows = [row for row, name in enumerate(names) if (name in chosen) is taking]
+        if len(rows) == len(names):
+            return self
+        columns = {
+            name: column[rows]
+            for name, column in self.columns.items()
+            if name not in (NAMES, OFFSETS)
+        }
+        return _sorted(columns, [names[row] for row in rows], self.packs, self.metrics)
 
     def rows_of(self, pack: str) -> NDArray[np.int64]:
         """The rows whose adapter is in `pack`, ascending by its place there."""

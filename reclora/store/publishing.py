@@ -6,6 +6,8 @@ All of a publish is made and checked in memory before the first byte is written.
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +17,7 @@ from reclora.stacks import AdapterStack
 from reclora.store.layout import HashedFile
 from reclora.store.packs import pack_file
 from reclora.store.placements import Placement
-from reclora.store.reading import MAX_PARENTS, BaseMismatch, StoreError
+from reclora.store.reading import MAX_PARENTS, BaseMismatch, StoreError, near
 from reclora.store.releases import PackSummary
 
 
@@ -44,6 +46,29 @@ def segments_of(adapters: Sequence[Adapter]) -> Sequence[str]:
     if isinstance(adapters, AdapterStack):
         return adapters.segments
     return [adapter.segment for adapter in adapters]
+
+
+def check_segments(
+    segments: Sequence[str],
+    remove: Sequence[str],
+    metrics: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Refuse a segment that comes twice or shall be published and removed, and metrics of what is
+    not published or that are infinite; raises StoreError.
+    """
+    distinct = {*segments, *remove}
+    if len(distinct) < len(segments) + len(remove):
+        twice = Counter([*segments, *remove]).most_common(1)[0][0]
+        raise StoreError(f"segment {twice!r} comes twice; publish one adapter a segment")
+    published = set(segments)
+    for segment, values in metrics.items():
+        if segment not in published:
+            raise StoreError(
+                f"metrics of segment {segment!r}, which is not published" + near(segment, published)
+            )
+        infinite = [name for name, value in values.items() if math.isinf(value)]
+        if infinite:
+            raise StoreError(f"segment {segment!r}: metric {infinite[0]!r} is infinite")
 
 
 def check_one_base(adapters: Sequence[Adapter], parent: Adapter | None) -> str:

@@ -4,11 +4,12 @@ Only regular files are opened, sizes are capped before memory is taken, JSON has
 """
 
 import contextlib
+import difflib
 import errno
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,19 @@ class StoreError(ValueError):
 
 class BaseMismatch(StoreError):
     """An adapter of one base model was offered to, or asked for, another."""
+
+
+class UnknownSegment(StoreError, KeyError):
+    """A segment was asked for that the release has not."""
+
+    # KeyError would show the message quoted.
+    __str__ = Exception.__str__
+
+
+def near(segment: str, known: Iterable[str]) -> str:
+    """Return the end of an error's message: the names that are like `segment`, if any is."""
+    found = difflib.get_close_matches(segment, known, n=3)
+    return f"; near names: {', '.join(map(repr, found))}" if found else ""
 
 
 def utf8(segment: str) -> bytes:

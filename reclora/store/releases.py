@@ -1,6 +1,7 @@
 """This file is the release: what was made current, when, why and by whom.
 
-    releases/00000042.json     small and readable; names its packs and its map by their sha256
+    releases/00000042.json     small and readable; names its packs, its map, the candidates' map
+                               and the table of decisions by their sha256s
 
 The highest number is current.
 Needs no torch, so that a history is shown at once.
@@ -8,10 +9,11 @@ Needs no torch, so that a history is shown at once.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -50,6 +52,16 @@ class PackSummary:
 
 
 @dataclass(frozen=True)
+class Canary:
+    """Candidates that wait beside what is current."""
+
+    share: float
+    """The share of users that they are for; above 0 and below 1."""
+    segments: SegmentMap
+    """segment -> `Placement` of its candidate."""
+
+
+@dataclass(frozen=True)
 class Release:
     """One immutable map segment -> adapter, complete: every segment that is live in it."""
 
@@ -66,9 +78,20 @@ class Release:
     base_fingerprint: str
     """Fingerprint of the base model that all its adapters belong to."""
     packs: tuple[PackSummary, ...]
-    """Every pack that holds an adapter of it."""
+    """Every pack that holds an adapter or a candidate of it."""
     segments: SegmentMap
     """segment -> `Placement`: where its adapter is; looked up on the disk when it is asked."""
+    run: str | None = None
+    """Id of the run that made it."""
+    decisions: str | None = None
+    """sha256 of the table of what was decided on every segment, and why."""
+    canary: Canary | None = None
+    """Its candidates; None where it has none."""
+
+    @property
+    def maps(self) -> tuple[SegmentMap, ...]:
+        """Its map, and that of its candidates."""
+        return (self.segments,) if self.canary is None else (self.segments, self.canary.segments)
 
 
 def release_numbers(folder: Path) -> list[int]:
@@ -86,14 +109,14 @@ def release_path(folder: Path, number: int) -> Path:
 
 
 def write_release(folder: Path, release: Release) -> None:
-    """Write `release`, whose map is written already; of several writers of one number one wins.
+    """Write `release`, whose maps are written already; of several writers of one number one wins.
 
     Raises:
         FileExistsError: the number is taken.
         StoreError: too many packs for `MAX_BYTES`.
         OSError: the disk refused; nothing is published.
     """
-    content = {
+    content: dict[str, Any] = {
         "format": FORMAT,
         "needs": NEEDS,
         "number": release.number,
@@ -102,13 +125,15 @@ def write_release(folder: Path, release: Release) -> None:
         "reason": release.reason,
         "parent": release.parent,
         "base": release.base_fingerprint,
-        "num_segments": len(release.segments),
-        "segments": release.segments.path.stem,
-        "packs": [
-            {"pack": pack.pack, "parent": pack.parent, "config": pack.config}
-            for pack in release.packs
-        ],
+        **_map_to_json(release.segments, release.packs),
     }
+    if release.run is not None:
+        content["run"] = release.run
+    if release.decisions is not None:
+        content["decisions"] = release.decisions
+    if release.canary is not None:
+        candidates = _map_to_json(release.canary.segments, release.packs)
+        content["canary"] = {"share": release.canary.share, **candidates}
     # ASCII, so that no editor or normalising file system can turn one text into its twin.
     lines = (f"{json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in content.items())
     text = "{\n" + ",\n".join(lines) + "\n}\n"
@@ -119,6 +144,9 @@ def write_release(folder: Path, release: Release) -> None:
         )
     with atomic_write(release_path(folder, release.number), replace=False) as temporary:
         temporary.write_text(text, encoding="ascii")
+        if temporary.stat().st_size != len(text):
+            message = "the disk holds other bytes than were written"
+            raise OSError(errno.EIO, message, str(temporary))
 
 
 def read_release(folder: Path, number: int) -> Release:
@@ -152,7 +180,44 @@ def _release_of(content: dict[str, Any], folder: Path) -> Release:
     time = datetime.fromisoformat(content["time"])
     if time.tzinfo is None:
         raise ValueError(f"time {content['time']!r} has no time zone")
-    parent, author = content["parent"], content["author"]
+    parent, canary = content["parent"], content.get("canary")
+    segments, packs = _map_of(content, folder)
+    candidates = None
+    if canary is not None:
+        waiting, more = _map_of(canary, folder)
+        candidates = Canary(_share(canary["share"]), waiting)
+        packs = tuple({pack.pack: pack for pack in (*packs, *more)}.values())
+    decisions = content.get("decisions")
+    return Release(
+        number=_whole(content["number"]),
+        time=time,
+        author=_text_or_none(content["author"]),
+        reason=_text(content["reason"]),
+        parent=None if parent is None else _whole(parent),
+        base_fingerprint=_text(content["base"]),
+        packs=packs,
+        segments=segments,
+        run=_text_or_none(content.get("run")),
+        decisions=None if decisions is None else _hash(decisions),
+        canary=candidates,
+    )
+
+
+def _map_to_json(segments: SegmentMap, packs: Sequence[PackSummary]) -> dict[str, Any]:
+    """What names a map and those of `packs` that it points into."""
+    known = {pack.pack: pack for pack in packs}
+    return {
+        "num_segments": len(segments),
+        "segments": segments.path.stem,
+        "packs": [
+            {"pack": name, "parent": known[name].parent, "config": known[name].config}
+            for name in segments.packs
+        ],
+    }
+
+
+def _map_of(content: dict[str, Any], folder: Path) -> tuple[SegmentMap, tuple[PackSummary, ...]]:
+    """Return the map that `_map_to_json` named, and its packs."""
     packs = tuple(_pack_of(pack) for pack in content["packs"])
     names = tuple(pack.pack for pack in packs)
     if len(set(names)) < len(names):
@@ -160,16 +225,7 @@ def _release_of(content: dict[str, Any], folder: Path) -> Release:
     num_segments = content["num_segments"]
     if type(num_segments) is not int or num_segments < 0:
         raise ValueError(f"expected a number of segments, got {num_segments!r}")
-    return Release(
-        number=_whole(content["number"]),
-        time=time,
-        author=None if author is None else _text(author),
-        reason=_text(content["reason"]),
-        parent=None if parent is None else _whole(parent),
-        base_fingerprint=_text(content["base"]),
-        packs=packs,
-        segments=SegmentMap(folder / MAPS, _hash(content["segments"]), num_segments, names),
-    )
+    return SegmentMap(folder / MAPS, _hash(content["segments"]), num_segments, names), packs
 
 
 def _pack_of(content: dict[str, Any]) -> PackSummary:
@@ -177,6 +233,12 @@ def _pack_of(content: dict[str, Any]) -> PackSummary:
     if not isinstance(config, dict):
         raise ValueError(f"expected the settings of a pack, got {config!r}")
     return PackSummary(_hash(content["pack"]), config, None if parent is None else _hash(parent))
+
+
+def _share(value: object) -> float:
+    if type(value) is not float or not 0 < value < 1:
+        raise ValueError(f"expected a share of users above 0 and below 1, got {value!r}")
+    return value
 
 
 def _hash(value: object) -> str:
@@ -195,3 +257,7 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"expected text, got {value!r}")
     return value
+
+
+def _text_or_none(value: object) -> str | None:
+    return None if value is None else _text(value)

@@ -1,0 +1,63 @@
+"""One run at a time in a folder: the second is told who is at work, and a dead one holds nobody up.
+
+The lock is the kernel's (flock): whoever held it and died has let go of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from reclora.files import make_folder
+
+OWNER = "at_work.json"
+
+
+class Busy(RuntimeError):
+    """Another run is at work in the folder."""
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other runs out of a folder while the block runs.
+
+    Where the file system has no locks, nobody is kept out, and a line on stderr says so.
+
+    Raises:
+        Busy: another run is at work there; it says which.
+        OSError: the folder cannot be written to.
+    """
+    make_folder(folder)
+    with (folder / OWNER).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise Busy(
+                f"{folder}: another run is at work here ({file.read().strip() or 'just begun'}); "
+                "wait for its end, or name another `folder`"
+            ) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
+            print(f"{folder} has no locks: let no two runs work in it at once", file=sys.stderr)
+        owner = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        file.truncate(0)
+        file.write(json.dumps(owner))
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)

@@ -1,0 +1,64 @@
+"""The verb `reclora recommend`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from json import dumps
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+verbs = typer.Typer()
+
+
+@verbs.command()
+def recommend(
+    settings: Annotated[Path, typer.Argument(help="The run's settings, a TOML file.")],
+    into: Annotated[Path, typer.Option(help="The folder of the lists: new, or to go on with.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="The length of a list.")] = 10,
+    users: Annotated[
+        Path | None,
+        typer.Option(help="Parquet with user_id, and perhaps segment; else all users."),
+    ] = None,
+    release: Annotated[int | None, typer.Option(help="A release, instead of the current.")] = None,
+    unknown: Annotated[
+        Literal["fail", "drop"],
+        typer.Option(help="What becomes of users and segments in --users that nobody knows."),
+    ] = "fail",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate, write nothing.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Replace one setting; repeatable."),
+    ] = None,
+) -> None:
+    """Write the top-k new items of all users, or of a list of them, as Parquet.
+
+    Example: reclora recommend run.toml -k 100 --into lists
+    """
+    from reclora.ranking.parts import MANIFEST
+
+    from .recommend import recommend as run_recommend
+    from .run import RunSettings
+    from .settings import load
+
+    made = run_recommend(
+        load(settings, RunSettings, overrides or []),
+        users=users,
+        k=k,
+        release=release,
+        into=into,
+        unknown=unknown,
+        dry_run=dry_run,
+    )
+    if json:
+        typer.echo(dumps(asdict(made), default=str))
+        return
+    typer.echo(
+        f"{made.lists:,} lists of release {made.release} in {made.parts:,} parts, "
+        f"{made.reused_parts:,} of which were there; {made.seconds:,.1f} s"
+    )
+    typer.echo(
+        "nothing is written: --dry-run" if dry_run else f"manifest  {made.folder / MANIFEST}"
+    )

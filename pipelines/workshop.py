@@ -1,0 +1,194 @@
+"""How a bank is trained in a run: in chunks of segments, each kept on the disk as it is done.
+
+Chunks follow from the log alone, so that however many workers share them, and however often the run
+was broken, they end with the same bytes. A chunk that is done is not trained again.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from reclora.adapters import Adapter
+from reclora.bank import AdapterBank
+from reclora.checkpoints import Checkpoint
+from reclora.early_stopping import Judge
+from reclora.interactions import Interactions
+from reclora.training import Training, TrainingConfig, TrainingError, train
+
+from .run import digest
+from .workers import Finished, run_tasks
+
+BankOf = Callable[[Interactions, NDArray[np.int64]], AdapterBank]
+"""(the log of some segments, their codes) -> a bank for them."""
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where and by how many hands banks are trained."""
+
+    folder: Path | None = None
+    """Of the checkpoints; None keeps nothing, and has one worker."""
+    chunk_rows: int = 200_000
+    """Rows of the log in a chunk, at most, but one segment at least."""
+    workers: int = 1
+
+    def train(
+        self,
+        what: object,
+        bank_of: BankOf,
+        log: Interactions,
+        config: TrainingConfig,
+        judge_of: Callable[[int], Judge],
+        seed: int,
+    ) -> tuple[AdapterBank, Training]:
+        """Train a bank for the segments of a log.
+
+        Args:
+            judge_of: how many processes it may have -> the judge.
+            what: whose training it is, JSON-able: everything that decides its numbers beside `log`,
+                `config` and `seed`.
+
+        Raises:
+            TrainingError: every segment that trained is quarantined.
+            OSError: a checkpoint cannot be written.
+        """
+        name = digest(what, vars(config), seed)
+        chunks = chunks_of(log, self.chunk_rows)
+
+        # Chunks share the processes among them; a chunk that is alone has all of them.
+        judge = judge_of(self.workers if len(chunks) == 1 else 1)
+
+        def trained(codes: tuple[int, ...]) -> tuple[AdapterBank, Training]:
+            part = log if len(chunks) == 1 else log.part(codes)
+            try:
+                return self._fitting(name, codes, bank_of, part, config, judge, seed)
+            except TrainingError as error:
+                if len(chunks) == 1:
+                    raise
+                return bank, error.training
+
+        if len(chunks) == 1:
+            return trained(chunks[0])
+        finished = Finished(done=list(chunks))
+        if self.workers > 1 and self.folder is not None:
+            finished = run_tasks(chunks, lambda codes: trained(codes) and None, self.workers)
+        bank = bank_of(log, np.arange(log.num_segments))
+        trainings = []
+        for codes in sorted(finished.done):
+            part, training = trained(codes)
+            trainings.append(training)
+            for segment in part.segment_names:
+                bank.put(part.adapter(segment))
+        names = log.segment_names
+        return bank, _joined(trainings, {names[s]: why for s, why in finished.given_up.items()})
+
+    def _fitting(
+        self,
+        name: str,
+        codes: tuple[int, ...],
+        bank_of: BankOf,
+        part: Interactions,
+        config: TrainingConfig,
+        judge: Judge,
+        seed: int,
+    ) -> tuple[AdapterBank, Training]:
+        """Train with as many rows in a step as there is memory for: results do not follow it.
+
+        Raises:
+            MemoryError: one segment's rows alone are too many; it says what was tried.
+        """
+        while True:
+            bank = bank_of(part, np.array(codes))
+            own = config
+            if not any(delta.kind in ("rows", "basis") for _, delta in bank.deltas()):
+                # The full fine-tune and the low rungs have no row factor to drop from.
+                own = replace(config, row_dropout=0.0)
+            at = self._checkpoint(f"{name} {config.step_rows}", codes, part)
+            try:
+                return bank, train(bank, part, own, judge=judge, seed=seed, checkpoint=at)
+            except (MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+                said = (
+                    f"no memory for steps of {config.step_rows:,} rows, at {peak:.2f} GiB: {error}"
+                )
+            del bank
+            if config.step_rows <= config.batch_rows:
+                raise MemoryError(
+                    f"{said}; set training.batch_rows below {config.batch_rows}, or chunk_rows "
+                    f"below {self.chunk_rows:,}"
+                )
+            print(f"{said}; going on with half of them", file=sys.stderr)
+            config = replace(config, step_rows=max(config.batch_rows, config.step_rows // 2))
+
+    def _checkpoint(
+        self, name: str, codes: tuple[int, ...], part: Interactions
+    ) -> Checkpoint | None:
+        if self.folder is None:
+            return None
+        path = self.folder / f"{name.partition(' ')[0]}-{codes[0]}-{len(codes)}.safetensors"
+        return Checkpoint(path, digest(name, part.segment_names))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch has no class of its own for it on the CPU."""
+    words = "not enough memory", "can't allocate memory", "out of memory"
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
+def chunks_of(log: Interactions, chunk_rows: int) -> list[tuple[int, ...]]:
+    """The segments' codes, those of like size together and the largest first, in chunks of at most
+    `chunk_rows` rows, but one segment at least.
+    """
+    sizes = np.diff(log.offsets)
+    chunks: list[list[int]] = [[]]
+    rows = 0
+    for code in np.argsort(-sizes, kind="stable").tolist():
+        if chunks[-1] and rows + sizes[code] > chunk_rows:
+            chunks.append([])
+            rows = 0
+        chunks[-1].append(code)
+        rows += int(sizes[code])
+    if len(chunks) == 1:
+        # As the log has them, so that nothing is copied.
+        return [tuple(range(log.num_segments))]
+    return [tuple(chunk) for chunk in chunks]
+
+
+def _joined(trainings: Sequence[Training], given_up: Mapping[str, str]) -> Training:
+    """One training of all; segments that were given up are as they were."""
+    quarantined, best = dict(given_up), dict.fromkeys(given_up, 0)
+    for training in trainings:
+        quarantined |= training.quarantined
+        best |= training.best_epoch
+    return Training(
+        pd.concat([training.curves for training in trainings], ignore_index=True),
+        best,
+        sum(training.steps for training in trainings),
+        quarantined,
+    )
+
+
+def digest_of(adapter: Adapter | None) -> str:
+    """The sha256 of all that an adapter is, what it stands on included; empty for none."""
+    if adapter is None:
+        return ""
+    whole = sha256(f"{adapter.base_fingerprint} {adapter.config}".encode())
+    for name in sorted(adapter.tensors):
+        tensor = adapter.tensors[name].contiguous()
+        whole.update(f"{name} {tuple(tensor.shape)}".encode())
+        if tensor.numel():
+            whole.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    whole.update(digest_of(adapter.parent).encode())
+    return whole.hexdigest()

@@ -1,0 +1,155 @@
+"""What goes live, and what does not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from small_runs import finished
+
+from reclora.gate import CANDIDATE, LIVE, GateConfig, decide
+from reclora.pipelines.gating import Decisions
+
+
+def results(gains: dict[str, list[float]], base: float = 0.2) -> pd.DataFrame:
+    """The users of each segment with these gains of the candidate."""
+    rows = []
+    for segment, each in gains.items():
+        for user, gain in enumerate(each):
+            for model, value in ((LIVE, base), (CANDIDATE, base + gain)):
+                rows.append(("", model, segment, 0, f"{segment} {user}", "ndcg", 10, value))
+    columns = ["run", "model", "segment", "seed", "user_id", "metric", "k", "value"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def noisy(mean: float, users: int, seed: int = 0) -> list[float]:
+    return np.random.default_rng(seed).normal(mean, 0.05, users).tolist()
+
+
+GAINS = {
+    "clearly better": noisy(0.05, 200),
+    "clearly worse": noisy(-0.05, 200, 1),
+    **{f"small {n}": noisy(0.04, 4, n + 2) for n in range(20)},
+}
+
+
+def decided(gains: dict[str, list[float]], config: GateConfig, **others: str) -> pd.DataFrame:
+    groups = dict.fromkeys(gains, "own") | others
+    return decide(results(gains), groups, config).set_index("segment")
+
+
+def test_each_segment_must_show_it_alone() -> None:
+    found = decided(GAINS, GateConfig(rule="each"), **{"nobody": "own"})
+    assert found.index[found["goes_live"]].tolist() == ["clearly better"]
+    assert found.loc["clearly better", "reason"].startswith("better: gain +0.0")
+    assert found.loc["clearly worse", "reason"].startswith("worse: gain -0.0")
+    assert found.loc["small 0", "reason"].startswith("cannot tell alone: gain ")
+    assert found.loc["nobody", "reason"].startswith("no user to judge by")
+    assert found.loc["nobody", "users"] == 0 and np.isnan(found.loc["nobody", "gain"])
+    row, own = found.loc["clearly better"], np.array(GAINS["clearly better"])
+    assert row["gain"] == pytest.approx(own.mean()) and row["low"] < row["gain"] < row["high"]
+    assert row["users"] == 200 and row["live"] == pytest.approx(0.2)
+
+
+def test_small_segments_are_told_together_but_never_what_is_worse() -> None:
+    found = decided(GAINS, GateConfig(), nobody="own", other="its parent")
+    lives = set(found.index[found["goes_live"]])
+    assert lives == {*GAINS, "nobody"} - {"clearly worse"}
+    assert "the 21 such segments with own are better together" in found.loc["small 3", "reason"]
+    # What is of another nature is judged with its like: of those nobody was asked.
+    assert not found.loc["other", "goes_live"]
+    worse = GAINS | {f"small {n}": noisy(-0.04, 4, n) for n in range(20)}
+    found = decided(worse, GateConfig())
+    assert set(found.index[found["goes_live"]]) == {"clearly better"}
+
+
+def test_noise_does_not_pass() -> None:
+    """Of 200 segments without any gain none should pass, but for one night in twenty."""
+    passed = 0
+    for seed in range(10):
+        gains = {f"s{n}": noisy(0.0, 30, 1000 * seed + n) for n in range(200)}
+        passed += int(decided(gains, GateConfig(rule="each"))["goes_live"].any())
+    assert passed <= 3
+
+
+def test_a_gain_must_be_worth_it() -> None:
+    found = decided(GAINS, GateConfig(min_gain=0.049))
+    assert not found["goes_live"].any()
+    assert found.loc["clearly better", "gain"] == pytest.approx(np.mean(GAINS["clearly better"]))
+
+
+def test_without_a_gate_all_goes_live() -> None:
+    assert decided(GAINS, GateConfig(rule="none"), nobody="own")["goes_live"].all()
+
+
+def test_guards_veto() -> None:
+    guards = pd.DataFrame(
+        {
+            "segment": ["clearly better", "small 0", "small 1", "small 2"],
+            "coverage": [1.0, 0.4, 1.0, np.nan],
+            "popularity": [1.0, 1.0, 3.0, np.nan],
+            "churn": [0.95, 0.1, 0.1, np.nan],
+        }
+    )
+    limits = GateConfig(min_coverage=0.5, max_popularity=2.0, max_churn=0.9)
+    found = decide(results(GAINS), dict.fromkeys(GAINS, "own"), limits, guards)
+    found = found.set_index("segment")
+    for segment, name in (
+        ("clearly better", "churn 0.95 against a limit of 0.9"),
+        ("small 0", "coverage 0.4 against a limit of 0.5"),
+        ("small 1", "popularity 3 against a limit of 2"),
+    ):
+        assert not found.loc[segment, "goes_live"]
+        assert found.loc[segment, "reason"].startswith(f"vetoed: {name}; ")
+    assert found.loc["small 2", "goes_live"] and found.loc["small 3", "goes_live"]
+    off = decide(results(GAINS), dict.fromkeys(GAINS, "own"), GateConfig(), guards)
+    assert off["goes_live"].sum() == len(GAINS) - 1
+
+
+def test_nobody_at_all() -> None:
+    found = decide(results({}), {"a": "own"}, GateConfig())
+    assert found["goes_live"].tolist() == [False]
+
+
+def test_results_of_two_metrics_are_refused() -> None:
+    two = pd.concat([results(GAINS), results(GAINS).assign(metric="recall")])
+    with pytest.raises(ValueError, match="one metric at one k"):
+        decide(two, {"small 0": "own"}, GateConfig())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"confidence": 1.0}, "confidence must be above 0 and below 1"),
+        ({"min_gain": float("nan")}, "min_gain must be a finite number"),
+        ({"min_coverage": -1.0}, "min_coverage must be 0 or more"),
+        ({"max_churn": 1.5}, "max_churn must be from 0 to 1"),
+        ({"canary": 1.0}, "canary must be at least 0 and below 1"),
+    ],
+)
+def test_a_gate_out_of_range_is_refused(values: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GateConfig(**values)  # type: ignore[arg-type]
+
+
+def test_a_run_keeps_its_decisions(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """With the numbers of every model on the same users, in the run and in the release."""
+    _, outcome = finished(tmp_path_factory)
+    table = outcome.decisions.table
+    columns = {"segment", "status", "reason", "had_candidate", "users", "gain", "low", "high", "q"}
+    assert columns | {"frozen base", "segment popularity, recent", "parent"} <= set(table.columns)
+    assert {"coverage", "popularity", "churn"} <= set(table.columns)
+    assert outcome.decisions.counts == {"promoted": 2, "fell back": 2}
+    assert not outcome.decisions.was_refused
+    judged = table.dropna(subset=["gain"])
+    assert np.allclose(judged["candidate"] - judged["live"], judged["gain"])
+    assert np.allclose(judged["live"], judged["frozen base"]), "nothing was live before"
+
+
+def test_refused_is_when_there_was_something_to_refuse() -> None:
+    def of(status: str, had: bool) -> Decisions:
+        row = {"segment": "a", "status": status, "reason": "", "had_candidate": had}
+        return Decisions(pd.DataFrame([row]))
+
+    assert of("kept", True).was_refused
+    assert not of("skipped", False).was_refused and not of("promoted", True).was_refused

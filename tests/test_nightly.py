@@ -1,0 +1,380 @@
+"""The nightly pass as cron runs it: killed, told to stop, run twice, poisoned, out of memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from small_runs import finished, planted_log, reclora, small_settings, write_toml
+
+from reclora.bank import AdapterBank
+from reclora.base import BaseModel
+from reclora.configs import AdapterConfig
+from reclora.files import read_parquet
+from reclora.gate import GateConfig
+from reclora.interactions import Interactions
+from reclora.pipelines.alone import OWNER, Busy, alone_in
+from reclora.pipelines.retrain import Outcome, plan, retrain
+from reclora.pipelines.run import RunSettings, Search
+from reclora.pipelines.settings import SettingsError
+from reclora.pipelines.workshop import chunks_of
+from reclora.splits import SplitConfig
+from reclora.store import AdapterStore
+from reclora.training import TrainingConfig
+
+SPLIT = SplitConfig("global_time", pretrain=0.5, train=0.3, validation=0.08, test=0.12)
+
+
+def nightly(folder: Path, base: Path, **changes: object) -> RunSettings:
+    """A night of a few seconds: one training of all segments, in several chunks."""
+    settings = small_settings(
+        folder,
+        planted_log(folder / "log.parquet"),
+        split=SPLIT,
+        training=TrainingConfig(epochs=12, patience=12, batch_rows=16, num_negatives=32),
+        search=Search((), (), ()),
+        adapter=AdapterConfig(user_table="none", item_table="rows", tower="none", rank=2),
+        kinds="given",
+        compared=(),
+        chunk_rows=300,
+    )
+    return replace(settings, base=replace(settings.base, saved=base), **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base that is there already."""
+    settings, _ = finished(tmp_path_factory)
+    return settings.base_folder
+
+
+@cache
+def _whole(folder: Path, base: Path) -> tuple[RunSettings, Outcome]:
+    settings = nightly(folder, base)
+    return settings, retrain(settings)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, base: Path) -> tuple[RunSettings, Outcome]:
+    """A night that nothing broke."""
+    return _whole(tmp_path_factory.getbasetemp() / "whole", base)
+
+
+def live(store: Path) -> dict[str, bytes]:
+    """The bytes of every adapter that is live, and of its parent."""
+    held = AdapterStore(store)
+    release = held.current()
+    assert release is not None
+    held.verify()
+    found = {}
+    for adapter in held.load_all(base_fingerprint=release.base_fingerprint):
+        parts = [adapter, *([adapter.parent] if adapter.parent else [])]
+        found[adapter.segment] = b"".join(
+            name.encode() + tensor.numpy().tobytes()
+            for part in parts
+            for name, tensor in sorted(part.tensors.items())
+        )
+    return found
+
+
+def same_night(outcome: Path, expected: Outcome, settings: RunSettings) -> None:
+    """The same bytes live, the same decisions, the same results."""
+    assert live(settings.store_folder) == live(expected.store)
+    (folder,) = (path for path in outcome.iterdir() if path.is_dir())
+    for name in ("decisions.parquet", "results.parquet", "comparison.parquet"):
+        ours, theirs = (
+            read_parquet(place / name).to_pandas() for place in (folder, expected.folder.path)
+        )
+        columns = [column for column in theirs if column != "run"]
+        pd.testing.assert_frame_equal(ours[columns], theirs[columns], check_exact=True)
+    assert not (folder / "training").exists() and (folder / "run.json").exists()
+    assert len(AdapterStore(settings.store_folder).releases()) == 1
+
+
+def started(toml: Path, cwd: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [Path(sys.executable).with_name("reclora"), "retrain", toml],
+        cwd=cwd,
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_row_07_a_night_killed_again_and_again_ends_with_the_same_bytes(
+    tmp_path: Path, base: Path, whole: tuple[RunSettings, Outcome], workers: int
+) -> None:
+    settings = nightly(tmp_path, base, workers=workers)
+    toml = write_toml(tmp_path / "run.toml", settings)
+    kills = 0
+    for attempt in range(40):
+        process = started(toml, tmp_path)
+        try:
+            # Importing takes some seconds: each attempt lives a little longer.
+            _, errors = process.communicate(timeout=4.0 + 0.6 * attempt)
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            kills += 1
+    assert process.returncode == 0, errors
+    assert kills >= 1
+    same_night(settings.runs, whole[1], settings)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_row_08_told_to_stop_it_stops_and_can_be_resumed(
+    tmp_path: Path, base: Path, whole: tuple[RunSettings, Outcome], number: signal.Signals
+) -> None:
+    settings = nightly(tmp_path, base)
+    toml = write_toml(tmp_path / "run.toml", settings)
+    process = started(toml, tmp_path)
+    while not list(settings.runs.glob("*/training/*.safetensors")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(number)
+    told = time.monotonic()
+    _, errors = process.communicate()
+    assert process.returncode == 130 and time.monotonic() - told < 10
+    assert (
+        errors.splitlines()[-1]
+        == "interrupted; run the same command again: it goes on where it was"
+    )
+    assert AdapterStore(settings.store_folder).current() is None
+    kept = {path.name for path in settings.runs.glob("*/training/*.safetensors")}
+    assert kept
+    done = reclora("retrain", toml, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["release"] == 1 and not found["reused"]
+    assert "\x1b" not in done.stdout + done.stderr
+    same_night(settings.runs, whole[1], settings)
+    lines = (Path(found["folder"]) / "events.jsonl").read_text().splitlines()
+    events = [json.loads(line)["event"] for line in lines]
+    assert events[0] == "begin" and "resume" in events and events[-1] == "complete"
+
+
+def test_a_night_killed_after_publishing_publishes_once(
+    tmp_path: Path, base: Path, whole: tuple[RunSettings, Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from reclora.pipelines import retrain as pipeline
+
+    settings = nightly(tmp_path, base)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "write_run_report", killed)
+        with pytest.raises(KeyboardInterrupt):
+            retrain(settings)
+    assert AdapterStore(settings.store_folder).releases() == [1]
+    outcome = retrain(settings)
+    assert outcome.release == 1 and not outcome.was_there
+    same_night(settings.runs, whole[1], settings)
+
+
+def test_workers_change_no_byte(
+    tmp_path: Path, base: Path, whole: tuple[RunSettings, Outcome]
+) -> None:
+    settings = nightly(tmp_path, base, workers=2)
+    log = Interactions.read(whole[0].log_folder)
+    assert len(chunks_of(log, 300)) > 1
+    retrain(settings)
+    same_night(settings.runs, whole[1], settings)
+
+
+def test_row_30_two_nights_at_once_are_one_and_a_refusal(tmp_path: Path, base: Path) -> None:
+    settings = nightly(tmp_path, base)
+    with alone_in(settings.folder), pytest.raises(Busy, match=rf"at work here .*{os.getpid()}"):
+        retrain(settings)
+    assert not settings.runs.exists()
+    # Of a dead one nothing but its name is left, and that holds nobody up.
+    (settings.folder / OWNER).write_text('{"pid": 1}')
+    assert retrain(settings).release == 1
+
+
+def test_row_20_a_poisoned_segment_is_quarantined_and_the_others_go_on(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its numbers overflow in a step; in the others nothing is seen of it."""
+    from reclora.optim import RowwiseAdagrad
+
+    settings = nightly(tmp_path, base)
+    expected = nightly(tmp_path / "clean", base)
+    retrain(expected)
+    step, poisoned = RowwiseAdagrad.step, "日本"
+    log = Interactions.read(expected.log_folder)
+    rows = len(log.only(poisoned))
+    assert rows
+
+    def spoilt_step(self: RowwiseAdagrad, closure: None = None) -> None:
+        step(self, closure)
+        bank = BANKS[-1]
+        if poisoned in bank.segment_names and len(bank.segment_names) < 4:
+            for _, delta in bank.deltas():
+                for name, part in delta.slices(bank.code(poisoned)).items():
+                    delta.get_parameter(name).data[part] = torch.nan
+
+    made = AdapterBank.for_log.__func__  # type: ignore[attr-defined]
+    BANKS: list[AdapterBank] = []
+
+    def for_log(cls: type[AdapterBank], *given: Any, **named: Any) -> AdapterBank:
+        BANKS.append(made(cls, *given, **named))
+        return BANKS[-1]
+
+    monkeypatch.setattr(AdapterBank, "for_log", classmethod(for_log))
+    monkeypatch.setattr(RowwiseAdagrad, "step", spoilt_step)
+    outcome = retrain(settings)
+    assert outcome.decisions.of("quarantined") == [poisoned]
+    row = outcome.decisions.table.set_index("segment").loc[poisoned]
+    assert "is not finite" in row["reason"] and "step" in row["reason"]
+    ours, theirs = live(settings.store_folder), live(expected.store_folder)
+    assert poisoned not in ours and poisoned in theirs
+    assert ours.keys() | {poisoned} == theirs.keys()
+
+
+def test_row_12_without_memory_steps_are_halved_and_then_it_is_an_error(tmp_path: Path) -> None:
+    """A real limit of the address space, in a process of its own."""
+    script = """
+import resource, sys
+from dataclasses import replace
+from pathlib import Path
+import numpy as np, torch
+torch.set_num_threads(1)
+from small_worlds import KINDS, make_base, make_log
+from reclora.bank import AdapterBank
+from reclora.pipelines.workshop import Workshop
+from reclora.training import HeldOutLoss, TrainingConfig
+base = make_base(num_items=2000)
+names = {f"s{n}": 40 for n in range(64)}
+log = make_log(base, names)
+config = TrainingConfig(epochs=1, batch_rows=64, num_negatives=8000, step_rows=int(sys.argv[1]))
+def bank_of(part, codes):
+    return AdapterBank.for_log(base, part, KINDS["bias"])
+judge = lambda bank, segments: np.ones(len(segments))
+Workshop().train("warm", bank_of, log, replace(config, num_negatives=8), lambda n: judge, 0)
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+limit = used + int(sys.argv[2]) * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+bank, training = Workshop().train("it", bank_of, log, config, lambda n: judge, 0)
+print(training.steps)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+
+    def run(step_rows: int, megabytes: int) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", script, str(step_rows), str(megabytes)],
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
+
+    roomy = run(4096, 4000)
+    assert roomy.returncode == 0 and roomy.stdout == "1\n", roomy.stderr
+    tight = run(4096, 300)
+    assert tight.returncode == 0, tight.stderr
+    assert "no memory for steps of 4,096 rows, at " in tight.stderr
+    assert "going on with half of them" in tight.stderr and int(tight.stdout) > 1
+    hopeless = run(64, 1)
+    assert hopeless.returncode == 1
+    assert "set training.batch_rows below 64" in hopeless.stderr
+
+
+def test_the_next_night_goes_on_from_what_is_live(tmp_path: Path, base: Path) -> None:
+    settings = nightly(tmp_path, base)
+    first = retrain(settings)
+    again = replace(settings, start="current")
+    planned = plan(again)
+    assert planned.current == 1 and planned.models == ("per-segment adapters",)
+    assert planned.begin_with_current == len(first.decisions.of("promoted"))
+    second = retrain(again)
+    for name in first.decisions.of("promoted"):
+        row = second.decisions.table.set_index("segment").loc[name]
+        assert row["status"] in ("promoted", "kept")
+    models = set(read_parquet(second.folder.results).to_pandas()["model"])
+    assert {"current release", "what is live now"} <= models and "pooled adapter" not in models
+    store = AdapterStore(settings.store_folder)
+    parents = {
+        id(adapter.parent)
+        for adapter in store.load_all(base_fingerprint=BaseModel.load(base).fingerprint)
+    }
+    assert len(parents) == 1, "all still stand on the parent of the first night"
+
+
+def test_only_some_segments_are_trained_and_the_others_stay(tmp_path: Path, base: Path) -> None:
+    settings = nightly(tmp_path, base)
+    with pytest.raises(SettingsError, match="--only trains some segments on the parent"):
+        retrain(settings, ["日本"])
+    retrain(settings)
+    before = live(settings.store_folder)
+    outcome = retrain(settings, ["日本"])
+    assert outcome.decisions.table["segment"].tolist() == ["日本"]
+    assert outcome.release == 2
+    after = live(settings.store_folder)
+    assert {name for name in before if before[name] != after[name]} <= {"日本"}
+    with pytest.raises(KeyError, match="near names"):
+        retrain(settings, ["日"])
+
+
+def test_a_dry_run_changes_nothing(tmp_path: Path, base: Path) -> None:
+    settings = nightly(tmp_path, base)
+    toml = write_toml(tmp_path / "run.toml", settings)
+    done = reclora("retrain", toml, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "nothing was trained" in done.stdout and "nothing is live" in done.stdout
+    assert not settings.store_folder.exists() and not settings.runs.exists()
+    as_json = reclora("retrain", toml, "--dry-run", "--json", cwd=tmp_path)
+    assert json.loads(as_json.stdout)["models"] == ["pooled adapter", "per-segment adapters"]
+
+
+def test_a_gate_that_lets_nothing_pass_is_exit_code_5(tmp_path: Path, base: Path) -> None:
+    settings = nightly(tmp_path, base, gate=GateConfig(min_gain=0.9))
+    toml = write_toml(tmp_path / "run.toml", settings)
+    done = reclora("retrain", toml, cwd=tmp_path)
+    assert done.returncode == 5, done.stderr
+    assert "release   none: what was live stays" in done.stdout
+    assert AdapterStore(settings.store_folder).current() is None
+    again = reclora("retrain", toml, "--json", cwd=tmp_path)
+    assert again.returncode == 5 and json.loads(again.stdout)["reused"]
+
+
+def test_a_canary_is_promoted_later(tmp_path: Path, base: Path) -> None:
+    settings = nightly(tmp_path, base)
+    retrain(settings)
+    before = live(settings.store_folder)
+    night = replace(settings, gate=GateConfig(rule="none", canary=0.1), seeds=(5,))
+    assert retrain(night).release == 2
+    store = AdapterStore(settings.store_folder)
+    release = store.current()
+    assert release is not None and release.canary is not None and release.canary.share == 0.1
+    assert live(settings.store_folder) == before
+    promoted = store.promote(reason="the canary sings")
+    assert promoted.canary is None and live(settings.store_folder) != before
+
+
+def test_row_03_a_disk_without_room_is_refused_before_training(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from reclora.pipelines import retrain as pipeline
+
+    settings = nightly(tmp_path, base)
+    monkeypatch.setattr(pipeline, "_bytes_needed", lambda *_: 2**62)
+    with pytest.raises(OSError, match="bytes are needed here, and .* are free"):
+        retrain(settings)
+    assert not settings.store_folder.exists() and not settings.runs.exists()
