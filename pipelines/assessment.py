@@ -14,6 +14,7 @@ Models come one after the other, seed by seed; then the tables are compared and 
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,10 +41,12 @@ from reclora.evaluation import (
     recommend,
     user_log_likelihoods,
 )
-from reclora.files import write_parquet
+from reclora.files import read_parquet, write_parquet
 from reclora.interactions import IdMap
 from reclora.metrics import CONVENTIONS
 from reclora.ranking import PairScorer, Scorer
+
+from .workers import run_tasks
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Assessment:
 
     yardstick: Yardstick
     processes: int = 1
-    """That rank at once."""
+    """That rank, and compare, at once."""
     parts: list[ModelTables] = field(default_factory=list)
 
     def rank(self, model: str, scorer_of: Callable[[str], Scorer], seed: int = 0) -> Lists:
@@ -123,7 +126,7 @@ class Assessment:
         return Tables(
             results=results,
             means=means(results),
-            comparison=compare_all(results, pairs),
+            comparison=compare_all(results, pairs, self.processes),
             slices=self._slices(sliced),
             lists=self._lists(),
             conventions=self._conventions(),
@@ -194,19 +197,58 @@ class Tables:
                 write_table(folder / f"{name}.parquet", table)
 
 
-def compare_all(results: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Every (model, baseline) on every metric and k that both have; see `compare`."""
+def compare_all(
+    results: pd.DataFrame, pairs: Sequence[tuple[str, str]], processes: int = 1
+) -> pd.DataFrame:
+    """Every (model, baseline) on every metric and k that both have; see `compare`.
+
+    Args:
+        processes: that compare at once.
+    """
     measures = results[["metric", "k"]].drop_duplicates().itertuples(index=False, name=None)
-    tables = []
+    asked = []
     for metric, k in measures:
-        rows = results[(results["metric"] == metric) & (results["k"] == k)]
-        have = set(rows["model"])
-        tables += [
-            compare(rows, model, baseline, metric=str(metric), k=int(k))
-            for model, baseline in pairs
-            if {model, baseline} <= have
-        ]
+        have = set(results.loc[_of(results, metric, k), "model"])
+        asked += [(metric, k, *pair) for pair in pairs if {*pair} <= have]
+
+    def compared(at: int) -> pd.DataFrame:
+        metric, k, model, baseline = asked[at]
+        rows = results[_of(results, metric, k)]
+        return compare(rows, model, baseline, metric=str(metric), k=int(k))
+
+    if processes == 1 or len(results) < LEAST_ROWS:
+        tables = [compared(at) for at in range(len(asked))]
+    else:
+        tables = _in_processes(compared, len(asked), processes)
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+LEAST_ROWS = 100_000
+"""Fewer rows are compared before processes have begun."""
+
+
+def _of(results: pd.DataFrame, metric: str, k: int) -> pd.Series:
+    chosen: pd.Series = (results["metric"] == metric) & (results["k"] == k)
+    return chosen
+
+
+def _in_processes(
+    made: Callable[[int], pd.DataFrame], count: int, processes: int
+) -> list[pd.DataFrame]:
+    """The tables 0 .. count - 1, made by several processes, by way of files."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{at}.parquet" for at in range(count)]
+
+        def work(parts: tuple[int, ...]) -> None:
+            for at in parts:
+                write_table(paths[at], made(at))
+
+        run_tasks([(at,) for at in range(count)], work, processes)
+        # What a process could not make is made here, or ends in its error.
+        return [
+            read_parquet(path).to_pandas() if path.exists() else made(at)
+            for at, path in enumerate(paths)
+        ]
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

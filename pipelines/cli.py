@@ -26,6 +26,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
+from . import operate, recommend_cli
+
 if TYPE_CHECKING:
     from .run import RunSettings
 
@@ -284,6 +286,10 @@ def doctor(
     raise typer.Exit(run(json))
 
 
+app.add_typer(recommend_cli.verbs)
+app.add_typer(operate.verbs)
+
+
 def _load(settings: Path, overrides: list[str] | None) -> RunSettings:
     from .run import RunSettings
     from .settings import load
@@ -332,7 +338,6 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
-    _add_verbs()
     try:
         if not {"--help", "doctor"} & set(sys.argv[1:2]):
             check_environment()
@@ -356,16 +361,6 @@ def main() -> None:
 
         print(f"reclora: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, SettingsError) else 1)
-
-
-def _add_verbs() -> None:
-
-    from .operate import verbs as of_a_store
-    from .recommend_cli import verbs as of_lists
-
-    if not any(group.typer_instance is of_lists for group in app.registered_groups):
-        app.add_typer(of_lists)
-        app.add_typer(of_a_store)
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

@@ -161,9 +161,7 @@ def test_an_interrupt_ends_with_a_line_and_the_next_run_completes(
         assert process.stderr is not None
         said = process.stderr.read().splitlines()
     assert process.returncode == 130
-    assert (
-        said[-1] == "interrupted; run the same command again: it goes on where it was"
-    )
+    assert said[-1] == "interrupted; run the same command again: it goes on where it was"
     assert "Traceback" not in "".join(said)
     assert not mine.store_folder.exists() and not list(mine.runs.glob("*/run.json"))
     assert not list(tmp_path.rglob("*.tmp.*"))

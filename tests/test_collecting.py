@@ -135,7 +135,7 @@ def test_a_dry_run_removes_nothing(store: AdapterStore) -> None:
     assert would == store.gc(keep=1, grace=NOW) and len(would.files) == 2
 
 
-def test_what_killed_writers_left_goes(store: AdapterStore) -> None:
+def test_row_02_what_killed_writers_left_goes(store: AdapterStore) -> None:
     filled(store, 1)
     orphans = [
         *("packs/" + "0" * 64 + ".safetensors", "releases/maps/" + "0" * 64 + ".safetensors"),

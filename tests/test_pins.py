@@ -273,7 +273,7 @@ def replayed(reasons: list[str]) -> list[tuple[dict[str, float], dict[str, float
     return states
 
 
-def test_eight_processes_of_random_verbs_lose_nothing(tmp_path: Path) -> None:
+def test_row_31_eight_processes_of_random_verbs_lose_nothing(tmp_path: Path) -> None:
     """No update is lost, a pinned reader reads its release, and what is kept is whole."""
     store = AdapterStore(tmp_path / "store")
     values = {"de": 0.0}

@@ -49,8 +49,13 @@ def test_the_settings_example_loads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", re.findall(r"(?:^|`)reclora ([a-z]+)", README, re.MULTILINE))
 def test_every_command_named_is_there(command: str) -> None:
+    apps = [app, *(group.typer_instance for group in app.registered_groups)]
     verbs = {
-        info.name or info.callback.__name__ for info in app.registered_commands if info.callback
+        info.name or info.callback.__name__
+        for each in apps
+        if each is not None
+        for info in each.registered_commands
+        if info.callback
     }
     assert command in verbs
 

@@ -648,7 +648,7 @@ def publisher(store: AdapterStore) -> Iterator[Publisher]:
 WRITING = ("openat", "write", "fsync", "chmod", "link", "linkat", "rename", "unlink")
 
 
-def test_a_publish_killed_at_any_step_leaves_a_whole_release(
+def test_row_01_a_publish_killed_at_any_step_leaves_a_whole_release(
     store: AdapterStore, publisher: Publisher
 ) -> None:
     live, deaths, value = 0.0, dict.fromkeys(WRITING, 0), 0.0
@@ -700,7 +700,7 @@ def test_a_rollback_killed_at_any_step_leaves_a_whole_release(
     assert not list(store.root.rglob("*.tmp.*")) and contents(store) == live
 
 
-def test_a_publish_that_the_disk_refuses_leaves_nothing_behind(
+def test_row_04_a_publish_that_the_disk_refuses_leaves_nothing_behind(
     store: AdapterStore, publisher: Publisher
 ) -> None:
     for fault in (

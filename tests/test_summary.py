@@ -53,9 +53,7 @@ def test_an_outcome_names_its_numbers_and_files(
     assert "reused" not in printed
     print_outcome(replace(outcome, was_there=True, release=None), None)
     printed = capsys.readouterr().out
-    assert "was complete already" in printed and (
-        "release   none: what was live stays" in printed
-    )
+    assert "was complete already" in printed and ("release   none: what was live stays" in printed)
     assert "next" not in printed
 
 

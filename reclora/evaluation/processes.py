@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ def rank_in_processes(
         for at in share:
             shared[int(ends[at]) : int(ends[at + 1])] = rank(segments[at])
 
-    failed = _forked([lambda share=share: work(share) for share in shares])
+    failed = _forked([partial(work, share) for share in shares])
     for share in (shares[at] for at in failed):
         work(share)
     return [shared[int(a) : int(b)].clone() for a, b in zip(ends[:-1], ends[1:], strict=True)]

@@ -68,6 +68,8 @@ def sorting_database(work: Path, memory_limit: str) -> Iterator[duckdb.DuckDBPyC
     }
     try:
         with duckdb.connect(config=options) as database:
+            # Long sorts would draw a bar on stdout, where results go.
+            database.execute("SET enable_progress_bar = false")
             yield database
     except duckdb.Error as error:
         raise LogError(

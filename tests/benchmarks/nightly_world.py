@@ -99,7 +99,24 @@ def settings_text(folder: Path) -> str:
 folder = {quoted("work")}
 runs = {quoted("runs")}
 seeds = [0]
-threads = 2
+workers = 2
+compared = []
+kinds = "given"
+
+[adapter]
+user_table = "none"
+item_table = "rows"
+tower = "none"
+rank = 4
+alpha = 4.0
+
+[training]
+epochs = 4
+patience = 1
+
+[evaluation]
+ks = [10]
+metrics = ["ndcg", "recall"]
 
 [log]
 files = [{quoted("log", "*.parquet")}]
