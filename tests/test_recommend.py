@@ -27,10 +27,10 @@ from reclora.interactions import Interactions
 from reclora.pipelines.prepare import prepare
 from reclora.pipelines.pretrain import pretrain
 from reclora.pipelines.recommend import Recommended, recommend
-from reclora.pipelines.space import check_space
 from reclora.pipelines.recommend_cli import verbs
 from reclora.pipelines.run import LogSettings, RunSettings, WindowFiles
 from reclora.pipelines.served import Served
+from reclora.pipelines.space import check_space
 from reclora.pipelines.wanted import History, Wanted
 from reclora.ranking.parts import MANIFEST, PARTS, REQUEST, PartsError, part_name
 from reclora.scoring import ALL
