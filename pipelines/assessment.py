@@ -14,9 +14,8 @@ Models come one after the other, seed by seed; then the tables are compared and 
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +40,10 @@ from reclora.evaluation import (
     recommend,
     user_log_likelihoods,
 )
-from reclora.files import read_parquet, write_parquet
+from reclora.files import write_parquet
 from reclora.interactions import IdMap
 from reclora.metrics import CONVENTIONS
 from reclora.ranking import PairScorer, Scorer
-
-from .workers import run_tasks
 
 
 @dataclass(frozen=True)
@@ -85,8 +82,10 @@ class Assessment:
 
     yardstick: Yardstick
     processes: int = 1
-    """That rank, and compare, at once."""
+    """That rank at once."""
     parts: list[ModelTables] = field(default_factory=list)
+    _results: pd.DataFrame | None = None
+    """Those of the parts that were joined already: millions of rows are held once."""
 
     def rank(self, model: str, scorer_of: Callable[[str], Scorer], seed: int = 0) -> Lists:
         """Rank with a model, and measure; the lists are returned.
@@ -113,7 +112,13 @@ class Assessment:
     @property
     def results(self) -> pd.DataFrame:
         """The long results table: run, model, segment, seed, user_id, metric, k, value."""
-        return pd.concat([part.results for part in self.parts], ignore_index=True)
+        fresh = [part.results for part in self.parts if len(part.results)]
+        if self._results is None or fresh:
+            before = [] if self._results is None else [self._results]
+            joined = [*before, *fresh] or [part.results for part in self.parts]
+            self._results = pd.concat(joined, ignore_index=True)
+            self.parts = [replace(part, results=pd.DataFrame()) for part in self.parts]
+        return self._results
 
     def tables(self, pairs: Sequence[tuple[str, str]], sliced: Sequence[tuple[str, str]]) -> Tables:
         """All that was measured, compared.
@@ -126,7 +131,7 @@ class Assessment:
         return Tables(
             results=results,
             means=means(results),
-            comparison=compare_all(results, pairs, self.processes),
+            comparison=compare_all(results, pairs),
             slices=self._slices(sliced),
             lists=self._lists(),
             conventions=self._conventions(),
@@ -197,58 +202,19 @@ class Tables:
                 write_table(folder / f"{name}.parquet", table)
 
 
-def compare_all(
-    results: pd.DataFrame, pairs: Sequence[tuple[str, str]], processes: int = 1
-) -> pd.DataFrame:
-    """Every (model, baseline) on every metric and k that both have; see `compare`.
-
-    Args:
-        processes: that compare at once.
-    """
+def compare_all(results: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Every (model, baseline) on every metric and k that both have; see `compare`."""
     measures = results[["metric", "k"]].drop_duplicates().itertuples(index=False, name=None)
-    asked = []
+    tables = []
     for metric, k in measures:
-        have = set(results.loc[_of(results, metric, k), "model"])
-        asked += [(metric, k, *pair) for pair in pairs if {*pair} <= have]
-
-    def compared(at: int) -> pd.DataFrame:
-        metric, k, model, baseline = asked[at]
-        rows = results[_of(results, metric, k)]
-        return compare(rows, model, baseline, metric=str(metric), k=int(k))
-
-    if processes == 1 or len(results) < LEAST_ROWS:
-        tables = [compared(at) for at in range(len(asked))]
-    else:
-        tables = _in_processes(compared, len(asked), processes)
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-
-
-LEAST_ROWS = 100_000
-"""Fewer rows are compared before processes have begun."""
-
-
-def _of(results: pd.DataFrame, metric: str, k: int) -> pd.Series:
-    chosen: pd.Series = (results["metric"] == metric) & (results["k"] == k)
-    return chosen
-
-
-def _in_processes(
-    made: Callable[[int], pd.DataFrame], count: int, processes: int
-) -> list[pd.DataFrame]:
-    """The tables 0 .. count - 1, made by several processes, by way of files."""
-    with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / f"{at}.parquet" for at in range(count)]
-
-        def work(parts: tuple[int, ...]) -> None:
-            for at in parts:
-                write_table(paths[at], made(at))
-
-        run_tasks([(at,) for at in range(count)], work, processes)
-        # What a process could not make is made here, or ends in its error.
-        return [
-            read_parquet(path).to_pandas() if path.exists() else made(at)
-            for at, path in enumerate(paths)
+        rows = results[(results["metric"] == metric) & (results["k"] == k)]
+        have = set(rows["model"])
+        tables += [
+            compare(rows, model, baseline, metric=str(metric), k=int(k))
+            for model, baseline in pairs
+            if {model, baseline} <= have
         ]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

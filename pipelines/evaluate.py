@@ -18,7 +18,7 @@ from .live import KNOWN_UNTIL, scorer_of_release
 from .prepare import prepare, windows_of
 from .pretrain import check_earlier, pretrain
 from .progress import step
-from .retrain import data_quality, onto_base
+from .retrain import Cut, data_quality, onto_base
 from .run import RunFolder, RunSettings
 from .settings import SettingsError
 from .yardstick import (
@@ -70,7 +70,8 @@ def evaluate_releases(settings: RunSettings, numbers: Sequence[int]) -> Evaluate
         for done, (model, scorer_of) in enumerate(models.items(), 1):
             assessment.rank(model, scorer_of)
             progress(done, len(models))
-    quality = data_quality(summary, whole, lost, assessment.yardstick)
+    cut = Cut.of(summary, whole)
+    quality = data_quality(summary, cut, lost, assessment.yardstick)
     return finished(
         folder,
         settings,
@@ -78,7 +79,7 @@ def evaluate_releases(settings: RunSettings, numbers: Sequence[int]) -> Evaluate
         subject=f"release {releases[0].number}",
         baseline=BASE,
         quality=quality,
-        split=whole.summary(),
+        split=cut.table,
         title=f"Does release {releases[0].number} help? {settings.name}",
         notes=_notes(settings, releases),
     )

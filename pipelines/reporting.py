@@ -136,14 +136,15 @@ def write_run_report(
     folder: RunFolder,
     measured: Measured,
     decisions: Decisions,
-    whole: Windows,
+    cut: pd.DataFrame,
     windows: Windows,
     quality: Mapping[str, int],
 ) -> None:
     """Compare what the run measured, and write its tables and its page.
 
     Args:
-        whole: the windows before identifiers unknown to the base were dropped.
+        cut: the windows before identifiers unknown to the base were dropped; see
+            `Windows.summary`.
         windows: what was trained and tested on.
     """
     pairs = pairs_of(measured.assessment.models, SUBJECT, BASE)
@@ -163,7 +164,7 @@ def write_run_report(
             lifts=tables.comparison,
             segments=segment_states(windows, measured.subject, decisions),
             curves=_curves(measured.trained),
-            split=whole.summary(),
+            split=cut,
             data_quality=quality,
             definitions=definitions(tables),
             settings=resolved(settings) | {"chosen on validation": _chosen(measured.searches)},

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
@@ -141,12 +142,27 @@ def plan(settings: RunSettings, only: Sequence[str] = ()) -> Planned:
 
 
 @dataclass(frozen=True)
+class Cut:
+    """What is said of the windows as they were cut; the rows themselves need not be kept."""
+
+    table: pd.DataFrame
+    """See `Windows.summary`."""
+    outside: dict[str, int]
+    """What the k-core left out."""
+
+    @classmethod
+    def of(cls, summary: LogSummary, whole: Windows) -> Cut:
+        """Of the windows before identifiers that the base does not know were dropped."""
+        return cls(whole.summary(), _outside_the_core(summary, whole))
+
+
+@dataclass(frozen=True)
 class _Night:
     """All that is known before anything is trained."""
 
     folder: RunFolder
     summary: LogSummary
-    whole: Windows
+    cut: Cut
     """Before identifiers that the base does not know were dropped."""
     base: BaseModel
     windows: Windows
@@ -176,7 +192,7 @@ def _begin(settings: RunSettings, only: Sequence[str]) -> _Night:
     live = Live.of(store, start, base, settings, only)
     if only:
         windows = windows.of_segments(only)
-    return _Night(folder, summary, whole, base, windows, unknown, live)
+    return _Night(folder, summary, Cut.of(summary, whole), base, windows, unknown, live)
 
 
 def _folder_of(
@@ -216,8 +232,8 @@ def _finish(settings: RunSettings, night: _Night) -> Outcome:
     lives = set() if settings.gate.canary else decisions.goes_live
     measured.assessment.take(RELEASED, _live_lists(measured, lives))
     write_table(folder.results, measured.assessment.results)
-    quality = data_quality(night.summary, night.whole, night.unknown, measured.assessment.yardstick)
-    write_run_report(settings, folder, measured, decisions, night.whole, windows, quality)
+    quality = data_quality(night.summary, night.cut, night.unknown, measured.assessment.yardstick)
+    write_run_report(settings, folder, measured, decisions, night.cut.table, windows, quality)
     facts = {
         "data_quality": quality,
         "search": measured.searches.to_dict("records"),
@@ -415,7 +431,8 @@ def measure(settings: RunSettings, night: _Night) -> Measured:
                 progress(done, len(settings.seeds))
                 folder.event("trained", model=contender.model, seed=seed)
     until = int(windows.validation.timestamps.max()) / 1e6
-    return Measured(assessment, until, choices, runs, ground, live.parent, lists)
+    # A new ground: what the old one has cached, all segments as one, is needed no more.
+    return Measured(assessment, until, choices, runs, replace(ground), live.parent, lists)
 
 
 def _check_adapter(settings: RunSettings, base: BaseModel, log: Interactions) -> None:
@@ -472,11 +489,10 @@ def publish(
 
 
 def data_quality(
-    summary: LogSummary, whole: Windows, lost: dict[str, int], yardstick: Yardstick
+    summary: LogSummary, cut: Cut, lost: dict[str, int], yardstick: Yardstick
 ) -> dict[str, int]:
     """What was read and what was dropped on the way, in rows unless it says users."""
     held_out = yardstick.held_out
-    outside = _outside_the_core(summary, whole)
     quarantined = {f"quarantined: {reason}": n for reason, n in summary.quarantined.items()}
     unknown = {f"unknown to the base, {window} window": n for window, n in lost.items() if n}
     return {
@@ -485,7 +501,7 @@ def data_quality(
         "duplicates merged": summary.duplicates,
         "below the least label": summary.below_min_label,
         "rows kept": summary.rows_kept,
-        **outside,
+        **cut.outside,
         **unknown,
         **(
             {"labelled rows unknown to the base": yardstick.labelled_unknown}

@@ -9,7 +9,6 @@ from reclora.comparison import compare
 from reclora.configs import FULL, AdapterConfig
 from reclora.files import read_parquet
 from reclora.ladder import rungs
-from reclora.pipelines import assessment
 from reclora.pipelines.assessment import compare_all
 from reclora.pipelines.contenders import SUBJECT, Contender, Trained
 from reclora.pipelines.gating import Decisions
@@ -144,14 +143,3 @@ def test_a_base_without_a_tower_has_no_delta_of_it() -> None:
 )
 def test_kinds_in_words(config: AdapterConfig, words: str) -> None:
     assert describe(config) == words
-
-
-def test_processes_compare_as_one_does(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, outcome = finished(tmp_path_factory)
-    results = read_parquet(outcome.folder.results).to_pandas()
-    pairs = pairs_of(list(results["model"].unique()), SUBJECT, BASE)[:3]
-    monkeypatch.setattr(assessment, "LEAST_ROWS", 0)
-    one, two = (compare_all(results, pairs, processes) for processes in (1, 2))
-    pd.testing.assert_frame_equal(one, two, check_exact=True, check_dtype=False)
