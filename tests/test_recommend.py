@@ -347,7 +347,7 @@ def test_two_runs_do_not_write_into_one_folder(run: Run, tmp_path: Path) -> None
 
 def test_a_disk_that_is_too_small(tmp_path: Path) -> None:
     check_space(tmp_path / "not" / "yet", 1)
-    with pytest.raises(OSError, match=r"need about [1,0]+ bytes, and .* free: '.*/not/yet'"):
+    with pytest.raises(OSError, match=r"about [1,0]+ bytes are needed here, and .* free: '.*/not/yet'"):
         check_space(tmp_path / "not" / "yet", 10**18)
 
 
@@ -358,7 +358,7 @@ def test_a_full_disk_is_found_before_a_part_is_written(run: Run, tmp_path: Path)
     if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("no right to mount a small disk")
     try:
-        with pytest.raises(OSError, match=r"need about .* bytes, and .* free"):
+        with pytest.raises(OSError, match=r"about .* bytes are needed here, and .* free"):
             run(into=small / "lists")
         assert not list(small.iterdir())
     finally:
