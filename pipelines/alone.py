@@ -1,13 +1,9 @@
-"""One run at a time in a folder: the second is told who is at work, and a dead one holds nobody up.
-
-The lock is the kernel's (flock): whoever held it and died has let go of it.
-"""
+"""One run at a time in a folder: the second is told who is at work; a dead one bars nobody."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import socket
@@ -16,7 +12,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from reclora.files import make_folder
+from reclora.files import held_alone, make_folder
 
 OWNER = "at_work.json"
 
@@ -36,9 +32,9 @@ def alone_in(folder: Path) -> Iterator[None]:
         OSError: the folder cannot be written to.
     """
     make_folder(folder)
-    with (folder / OWNER).open("a+", encoding="utf-8") as file:
+    with (folder / OWNER).open("a+", encoding="utf-8") as file, contextlib.ExitStack() as held:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(held_alone(folder))
         except BlockingIOError:
             file.seek(0)
             raise Busy(

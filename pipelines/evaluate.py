@@ -14,12 +14,13 @@ from reclora.store import AdapterStore, Release
 
 from .assessment import Assessment
 from .evaluated import Evaluated, finished
-from .live import KNOWN_UNTIL, scorer_of_release
+from .live import KNOWN_UNTIL
 from .prepare import prepare, windows_of
 from .pretrain import check_earlier, pretrain
 from .progress import step
 from .retrain import Cut, data_quality, onto_base
 from .run import RunFolder, RunSettings
+from .served import Served
 from .settings import SettingsError
 from .yardstick import (
     BASE,
@@ -61,11 +62,12 @@ def evaluate_releases(settings: RunSettings, numbers: Sequence[int]) -> Evaluate
     base, windows, lost = onto_base(base, whole, settings)
     for release in releases:
         _check_release(settings, release, windows)
-    live = scorer_of_release(store, current, base)
+    # Each is read once, the current one too where it is also evaluated.
+    distinct = {release.number: release for release in (current, *releases)}
+    served = {n: Served(base, store, release).scorer for n, release in distinct.items()}
+    live = served[current.number]
     assessment = Assessment(yardstick_of(settings, base, windows, folder.id, live))
-    models = untrained(base, windows) | {
-        f"release {release.number}": scorer_of_release(store, release, base) for release in releases
-    }
+    models = untrained(base, windows) | {f"release {r.number}": served[r.number] for r in releases}
     with step("ranking and measuring") as progress:
         for done, (model, scorer_of) in enumerate(models.items(), 1):
             assessment.rank(model, scorer_of)

@@ -76,14 +76,3 @@ class Live:
         assert isinstance(usual, AdapterConfig)
         configs = [self.start[s].config if s in self.start else usual for s in segments]
         return replace(contender, config=tuple(c for c in configs if isinstance(c, AdapterConfig)))
-
-
-def scorer_of_release(
-    store: AdapterStore, release: Release, base: BaseModel
-) -> Callable[[str], Scorer]:
-    """Segment name -> scorer of its adapter in a release; of a segment that it lacks: the base.
-
-    Raises:
-        BaseMismatch: the release's adapters belong to another base.
-    """
-    return Served(base, store, release).scorer

@@ -78,6 +78,15 @@ def windows_of(settings: RunSettings) -> Windows:
     return together(pretrain, train, validation, test, by=settings.split.by)
 
 
+def check_same_ids(what: str, log: IdMap, base: IdMap) -> None:
+    """Refuse a log whose identifiers are of another type than the base's (ValueError)."""
+    if log.ids.type != base.ids.type:
+        raise ValueError(
+            f"{what} is {log.ids.type} in the log and {base.ids.type} in the base model; write "
+            "both as strings or both as integers"
+        )
+
+
 def _parts(settings: RunSettings) -> dict[str, tuple[Sequence[Path], Path]]:
     """The logs to lay out: what each is called, its files, its folder."""
     if settings.log.windows is None:

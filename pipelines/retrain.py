@@ -33,7 +33,7 @@ from .assessment import Assessment, Yardstick, write_table
 from .contenders import POOLED, SUBJECT, Ground, choose, contenders, rungs_of, train_contender
 from .gating import Decisions, decide_all
 from .live import KNOWN_UNTIL, Live
-from .prepare import prepare, windows_of
+from .prepare import check_same_ids, prepare, windows_of
 from .pretrain import check_earlier, pretrain
 from .progress import step
 from .reporting import Measured, write_run_report
@@ -187,9 +187,10 @@ def _begin(settings: RunSettings, only: Sequence[str]) -> _Night:
     whole = windows_of(settings)
     check_earlier(settings, whole)
     # Identifiers that adapters brought are known from now on.
-    grown = Live.of(store, start, base, settings, only).base
-    base, windows, unknown = onto_base(grown, whole, settings)
     live = Live.of(store, start, base, settings, only)
+    base, windows, unknown = onto_base(live.base, whole, settings)
+    if (base.users, base.items) != (live.base.users, live.base.items):
+        live = Live.of(store, start, base, settings, only)
     if only:
         windows = windows.of_segments(only)
     return _Night(folder, summary, Cut.of(summary, whole), base, windows, unknown, live)
@@ -354,12 +355,8 @@ def onto_base(
         ValueError: ids of the log and of the base are of two types, or a window has no row left.
     """
     users, items = base.users, base.items
-    for name, own, its in (("user", users, whole.train.users), ("item", items, whole.train.items)):
-        if own.ids.type != its.ids.type:
-            raise ValueError(
-                f"{name}_id is {its.ids.type} in the log and {own.ids.type} in the base model; "
-                "write both as strings or both as integers"
-            )
+    check_same_ids("user_id", whole.train.users, users)
+    check_same_ids("item_id", whole.train.items, items)
     if settings.unknown == "grow":
         users = users.extended(whole.train.users.ids_of(np.unique(whole.train.user_rows)))
         items = items.extended(whole.train.items.ids_of(np.unique(whole.train.item_rows)))

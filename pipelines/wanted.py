@@ -17,11 +17,12 @@ from torch import Tensor
 from reclora.base import BaseModel
 from reclora.evaluation import ForeignError
 from reclora.evaluation.plain import PlainTable
-from reclora.interactions import IdMap, Interactions
+from reclora.interactions import Interactions
 from reclora.ranking import UserItems
 from reclora.splits import WINDOWS
 from reclora.store import Release
 
+from .prepare import check_same_ids
 from .run import RunSettings
 
 Rows = NDArray[np.int64]
@@ -58,13 +59,9 @@ class History:
         code_of = {name: code for code, name in enumerate(names)}
         parts, unknown = [], list[pa.Array]()
         for log in logs:
-            users, items = (
-                _rows_of(what, its.ids, own)
-                for what, its, own in (
-                    ("user_id", log.users, base.users),
-                    ("item_id", log.items, base.items),
-                )
-            )
+            check_same_ids("user_id", log.users, base.users)
+            check_same_ids("item_id", log.items, base.items)
+            users, items = base.users.rows_of(log.users.ids), base.items.rows_of(log.items.ids)
             codes = np.array([code_of[name] for name in log.segment_names], np.int64)
             rows = codes[log.segment_rows], users[log.user_rows], items[log.item_rows]
             known = rows[1] >= 0
@@ -79,15 +76,6 @@ class History:
         known = self.item_rows >= 0
         users, items = (torch.from_numpy(rows[known]) for rows in (self.user_rows, self.item_rows))
         return UserItems.from_pairs(users, items, num_users)
-
-
-def _rows_of(what: str, ids: pa.Array, known: IdMap) -> Rows:
-    if ids.type != known.ids.type:
-        raise ValueError(
-            f"{what} is {ids.type} in the log and {known.ids.type} in the base model; write both "
-            "as strings or both as integers"
-        )
-    return known.rows_of(ids)
 
 
 @dataclass(frozen=True)

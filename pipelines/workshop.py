@@ -64,21 +64,19 @@ class Workshop:
         """
         name = digest(what, vars(config), seed)
         chunks = chunks_of(log, self.chunk_rows)
-
         # Chunks share the processes among them; a chunk that is alone has all of them.
         judge = judge_of(self.workers if len(chunks) == 1 else 1)
 
-        def trained(codes: tuple[int, ...]) -> tuple[AdapterBank, Training]:
-            part = log if len(chunks) == 1 else log.part(codes)
-            try:
-                return self._fitting(name, codes, bank_of, part, config, judge, seed)
-            except TrainingError as error:
-                if len(chunks) == 1:
-                    raise
-                return bank, error.training
-
         if len(chunks) == 1:
-            return trained(chunks[0])
+            return self._fitting(name, chunks[0], bank_of, log, config, judge, seed)
+
+        def trained(codes: tuple[int, ...]) -> tuple[AdapterBank | None, Training]:
+            try:
+                return self._fitting(name, codes, bank_of, log.part(codes), config, judge, seed)
+            except TrainingError as error:
+                # All of it is quarantined, and fresh numbers change nothing: there is none to take.
+                return None, error.training
+
         finished = Finished(done=list(chunks))
         if self.workers > 1 and self.folder is not None:
             finished = run_tasks(chunks, lambda codes: trained(codes) and None, self.workers)
@@ -87,8 +85,8 @@ class Workshop:
         for codes in sorted(finished.done):
             part, training = trained(codes)
             trainings.append(training)
-            for segment in part.segment_names:
-                bank.put(part.adapter(segment))
+            for adapter in part.adapters() if part is not None else ():
+                bank.put(adapter)
         names = log.segment_names
         return bank, _joined(trainings, {names[s]: why for s, why in finished.given_up.items()})
 

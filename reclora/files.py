@@ -7,6 +7,7 @@ a `*.tmp.*` file.
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import secrets
@@ -113,6 +114,24 @@ def make_folder(folder: Path) -> None:
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     fsync(folder.parent)
+
+
+@contextlib.contextmanager
+def held_alone(folder: Path) -> Iterator[None]:
+    """Keep others who ask for the same folder out of it while the block runs.
+
+    The kernel lets go of the lock when the process ends, however it ends.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: it cannot be opened, or its file system has no locks.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def fsync(path: Path) -> None:

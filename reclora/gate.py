@@ -86,26 +86,17 @@ def decide(
         ValueError: results of several metrics, or users that only one of the models has.
     """
     table = _compared(results, config) if len(results) else pd.DataFrame(columns=["segment"])
-    own = table.set_index("segment").reindex(list(groups))
-    own["users"] = own["users"].fillna(0).astype(int) if "users" in own else 0
-    own = own.reindex(
-        columns=["users", "live", "candidate", "gain", "low", "high", "p", "q"] + ["verdict"]
-    )
+    columns = ["users", "live", "candidate", "gain", "low", "high", "p", "q", "verdict"]
+    own = table.set_index("segment").reindex(index=list(groups), columns=columns)
     own["users"] = own["users"].fillna(0).astype(int)
     lives, reasons = _by_rule(own, results, groups, config)
-    decided = own.drop(columns="verdict").assign(goes_live=lives, reason=reasons)
+    decided = own.drop(columns="verdict")
+    decided.insert(0, "goes_live", lives)
+    decided.insert(1, "reason", reasons)
     if guards is not None and len(guards):
         decided = decided.join(guards.set_index("segment"))
         _veto(decided, config)
-    decided = decided.rename_axis("segment").reset_index()
-    return decided[
-        [
-            "segment",
-            "goes_live",
-            "reason",
-            *decided.columns.drop(["segment", "goes_live", "reason"]),
-        ]
-    ]
+    return decided.rename_axis("segment").reset_index()
 
 
 def _compared(results: pd.DataFrame, config: GateConfig) -> pd.DataFrame:
@@ -161,10 +152,9 @@ def _groups_told(
 ) -> dict[str, tuple[bool, str]]:
     """Group -> whether the segments of which nothing can be told are better together; and how."""
     untold = own.index[~own["verdict"].isin(("better", "worse"))]
-    group_of = pd.Series(groups)
     told: dict[str, tuple[bool, str]] = {}
     for group in dict.fromkeys(groups[str(s)] for s in untold):
-        names = [s for s in untold if group_of[s] == group]
+        names = [s for s in untold if groups[str(s)] == group]
         rows = results[results["segment"].astype(str).isin(names)] if len(results) else results
         if not len(rows):
             told[group] = False, f"; nor have the {len(names):,} segments like it"
@@ -172,13 +162,8 @@ def _groups_told(
         row = _over_min_gain(rows.assign(segment=group), config).iloc[0]
         passes = row["verdict"] == "better"
         judged = "better" if passes else "not better"
-        told[group] = (
-            passes,
-            (
-                f"; the {len(names):,} such segments with {group} are {judged} together: "
-                f"gain {_interval(row)}"
-            ),
-        )
+        said = f"; the {len(names):,} such segments with {group} are {judged} together: gain "
+        told[group] = passes, said + _interval(row)
     return told
 
 
@@ -190,14 +175,13 @@ def _interval(row: pd.Series) -> str:
 
 def _veto(decided: pd.DataFrame, config: GateConfig) -> None:
     """Keep back, in place, what passes but changes more than the guards allow."""
+    most = config.max_popularity or np.inf
     limits = [
         ("coverage", decided["coverage"] < config.min_coverage, config.min_coverage),
-        ("popularity", decided["popularity"] > config.max_popularity, config.max_popularity),
+        ("popularity", decided["popularity"] > most, most),
         ("churn", decided["churn"] > config.max_churn, config.max_churn),
     ]
     for name, beyond, limit in limits:
-        if name == "popularity" and not config.max_popularity:
-            continue
         hit = beyond & decided["goes_live"]
         for segment in decided.index[hit]:
             decided.loc[segment, "reason"] = (

@@ -21,10 +21,11 @@ from reclora.pipelines.contenders import SUBJECT
 from reclora.pipelines.evaluate import evaluate_releases
 from reclora.pipelines.evaluate_lists import evaluate_files
 from reclora.pipelines.evaluated import Evaluated
-from reclora.pipelines.live import KNOWN_UNTIL, scorer_of_release
+from reclora.pipelines.live import KNOWN_UNTIL
 from reclora.pipelines.retrain import retrain
 from reclora.pipelines.run import RunSettings
 from reclora.pipelines.sections import definitions, sections_of
+from reclora.pipelines.served import Served
 from reclora.pipelines.settings import SettingsError
 from reclora.pipelines.summary import as_json
 from reclora.pipelines.yardstick import BASE, POPULARITY_ALL, POPULARITY_RECENT
@@ -94,7 +95,7 @@ def test_a_segment_that_a_release_lacks_has_the_base(settings: RunSettings) -> N
     store, base = AdapterStore(settings.store_folder), BaseModel.load(settings.base_folder)
     release = store.current()
     assert release is not None
-    scorer_of = scorer_of_release(store, release, base)
+    scorer_of = Served(base, store, release).scorer
     users = torch.arange(3)
     assert torch.equal(scorer_of("nowhere").scores(users), base.scorer().scores(users))
     assert not torch.equal(scorer_of("日本").scores(users), base.scorer().scores(users))

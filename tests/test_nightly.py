@@ -13,10 +13,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from numpy.typing import NDArray
 from small_runs import finished, planted_log, reclora, small_settings, write_toml
+from small_worlds import KINDS, make_base, make_log, numbers
 
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
@@ -28,10 +31,10 @@ from reclora.pipelines.alone import OWNER, Busy, alone_in
 from reclora.pipelines.retrain import Outcome, plan, retrain
 from reclora.pipelines.run import RunSettings, Search
 from reclora.pipelines.settings import SettingsError
-from reclora.pipelines.workshop import chunks_of
+from reclora.pipelines.workshop import Workshop, chunks_of
 from reclora.splits import SplitConfig
 from reclora.store import AdapterStore
-from reclora.training import TrainingConfig
+from reclora.training import Training, TrainingConfig
 
 SPLIT = SplitConfig("global_time", pretrain=0.5, train=0.3, validation=0.08, test=0.12)
 
@@ -246,6 +249,40 @@ def test_row_20_a_poisoned_segment_is_quarantined_and_the_others_go_on(
     ours, theirs = live(settings.store_folder), live(expected.store_folder)
     assert poisoned not in ours and poisoned in theirs
     assert ours.keys() | {poisoned} == theirs.keys()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_chunk_of_which_nothing_is_left_says_why(tmp_path: Path, workers: int) -> None:
+    """One segment, whose scores overflow, is a chunk of its own; the others are as ever."""
+    base, names = make_base(hidden=()), ("poisoned", "well", "too")
+    log = make_log(base, dict.fromkeys(names, 12))
+    others = set(log.only("well").user_rows) | set(log.only("too").user_rows)
+    users = base.user_table.materialised()
+    users[next(row for row in log.only("poisoned").user_rows if row not in others)] = 3e38
+    items, bias = base.item_table.materialised(), base.item_bias.materialised().squeeze(1)
+    spoilt = BaseModel.of(base.users, base.items, users, items, bias, None)
+
+    def trained(model: BaseModel, folder: str) -> tuple[AdapterBank, Training]:
+        def bank_of(part: Interactions, codes: object) -> AdapterBank:
+            return AdapterBank.for_log(model, part, KINDS["bias"])
+
+        def judge(bank: AdapterBank, segments: NDArray[np.int64]) -> NDArray[np.float64]:
+            return asked.pop(0) + np.zeros(len(segments))
+
+        asked = [float(n) for n in range(100)]
+        config = TrainingConfig(epochs=2, batch_rows=4, num_negatives=8)
+        shop = Workshop(tmp_path / folder, chunk_rows=1, workers=workers)
+        return shop.train(folder, bank_of, log, config, lambda n: judge, 0)
+
+    bank, training = trained(spoilt, "spoilt")
+    assert list(training.quarantined) == ["poisoned"]
+    assert "the loss is not finite in epoch 1, step " in training.quarantined["poisoned"]
+    assert training.best_epoch == {"poisoned": 0, "well": 2, "too": 2}
+    clean, _ = trained(base, "clean")
+    for name in ("well", "too"):
+        assert numbers(bank, name) == numbers(clean, name)
+    fresh = AdapterBank.for_log(spoilt, log, KINDS["bias"])
+    assert numbers(bank, "poisoned") == numbers(fresh, "poisoned")
 
 
 def test_row_12_without_memory_steps_are_halved_and_then_it_is_an_error(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +21,7 @@ from reclora.stacks import AdapterStack
 from reclora.store import AdapterStore, BaseMismatch, StoreError, UnknownSegment
 from reclora.store.packs import pack_file
 from tests.small_stores import BASE, OTHER, adapter, contents, value_of
+from tests.small_traces import go_traced
 
 
 def chain(levels: int) -> Adapter:
@@ -617,14 +617,8 @@ class Publisher:
         code, negative if a signal came.
         """
         pid = self._ask(f"{value}")
-        command = ["strace", "-qq", "-o", "/dev/null", "-e", f"inject={injection}", "-p", str(pid)]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
-            while "TracerPid:\t0" in Path(f"/proc/{pid}/status").read_text():
-                if tracer.poll() is not None:
-                    self._ask("go")
-                    pytest.skip(f"strace cannot attach here: {tracer.communicate()[1]}")
-                time.sleep(0.001)
-            return self._ask("go")
+        injecting = ["-o", "/dev/null", "-e", f"inject={injection}"]
+        return go_traced(pid, injecting, lambda: self._ask("go"))
 
     def close(self) -> None:
         self._script.communicate()

@@ -1,15 +1,13 @@
 """This file is the place where a log is laid out: held by one run, spilling to disk, then gone."""
 
 import contextlib
-import fcntl
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
 
-from reclora.files import temporary_path
+from reclora.files import held_alone, temporary_path
 from reclora.interactions.contract import LogError
 
 WORK = "prepare"
@@ -19,22 +17,17 @@ WORK = "prepare"
 def locked(folder: Path) -> Iterator[None]:
     """Hold `folder` alone, and remove what killed runs left in it.
 
-    The kernel lets go of the lock when the process ends, however it ends.
-
     Raises:
         LogError: another run holds the folder.
     """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(held_alone(folder))
         except BlockingIOError as error:
             raise LogError(f"{folder}: another run lays out a log there; wait for it") from error
         for left in folder.glob(f"{WORK}.tmp.*"):
             shutil.rmtree(left)
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -8,11 +8,9 @@ manifest.json         written last: its presence says that the lists are complet
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reclora.files import fsync, make_folder, sha256_of, write_parquet, write_text
+from reclora.files import fsync, held_alone, make_folder, sha256_of, write_parquet, write_text
 
 REQUEST, PARTS, MANIFEST = "request.json", "parts.jsonl", "manifest.json"
 
@@ -194,15 +192,12 @@ def _part_of(line: bytes) -> Part | None:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing parts here; the lock ends with the process."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    """Keep other processes from writing parts here."""
+    with ExitStack() as held:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.enter_context(held_alone(folder))
         except BlockingIOError as error:
             raise PartsError(
                 f"another process writes into {folder}; wait for it, or name another folder"
             ) from error
         yield
-    finally:
-        os.close(descriptor)
