@@ -24,9 +24,9 @@ from reclora.checkpoints import Checkpoint
 from reclora.early_stopping import Judge
 from reclora.interactions import Interactions
 from reclora.training import Training, TrainingConfig, TrainingError, train
+from reclora.workers import Finished, run_tasks
 
 from .run import digest
-from .workers import Finished, run_tasks
 
 BankOf = Callable[[Interactions, NDArray[np.int64]], AdapterBank]
 """(the log of some segments, their codes) -> a bank for them."""

@@ -103,7 +103,7 @@ def test_the_table_has_one_form() -> None:
     assert results["user_id"].tolist() == ["u1", "u1", "u0", "u1", "u0", "u1"]
     assert results["metric"].tolist() == ["ndcg", "recall", "ndcg", "ndcg", "recall", "recall"]
     assert set(results["run"]) == {"r1"} and set(results["seed"]) == {7}
-    assert calls == [(1, 3), (3, 3)]
+    assert calls == [(3, 3)]
 
 
 def test_a_log_with_nothing_relevant_gives_an_empty_table() -> None:

@@ -428,3 +428,31 @@ def test_a_missing_or_odd_attribute_is_named(tmp_path: Path) -> None:
     for wrong in (("segment",), ("a", "a"), ("",), ("Hour", "hour"), ("LABEL",)):
         with pytest.raises(ValueError, match="attributes must be names of columns that differ"):
             LogContract(attributes=wrong)
+
+
+@given(
+    st.lists(
+        st.tuples(*[st.integers(0, 3)] * 4, st.sampled_from([0.5, 1.0, 2.0])),
+        min_size=0,
+        max_size=40,
+    ),
+    st.integers(0, 40),
+)
+def test_rows_are_in_the_order_of_a_sort_by_all_columns(
+    rows: list[tuple[int, int, int, int, float]], sorted_from: int
+) -> None:
+    # Logs mostly come as runs that are in order already.
+    rows = sorted(rows[:sorted_from]) + sorted(rows[sorted_from:])
+    columns = list(zip(*rows, strict=True)) if rows else [()] * 5
+    log = Interactions.from_arrays(
+        users=IdMap(np.arange(4)),
+        items=IdMap(np.arange(4)),
+        segment_names=tuple("abcd"),
+        segments=np.array(columns[0], np.int64),
+        timestamps=np.array(columns[1], np.int64),
+        user_rows=np.array(columns[2], np.int64),
+        item_rows=np.array(columns[3], np.int64),
+        weights=np.array(columns[4], np.float32),
+    )
+    made = (log.segment_rows, log.timestamps, log.user_rows, log.item_rows, log.weights)
+    assert list(zip(*(c.tolist() for c in made), strict=True)) == sorted(rows)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from reclora.pipelines.workers import run_tasks
+from reclora.workers import run_tasks
 
 TASKS = [(0, 1, 2), (3, 4), (5,), (6, 7)]
 
@@ -103,7 +103,7 @@ def test_an_interrupt_stops_the_workers(tmp_path: Path) -> None:
 def test_workers_of_a_killed_process_die_with_it(tmp_path: Path) -> None:
     script = (
         "import os, sys, time\n"
-        "from reclora.pipelines.workers import run_tasks\n"
+        "from reclora.workers import run_tasks\n"
         "def work(parts):\n"
         "    open(os.path.join(sys.argv[1], str(os.getpid())), 'w').close()\n"
         "    time.sleep(60)\n"

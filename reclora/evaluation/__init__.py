@@ -21,6 +21,7 @@ from reclora.evaluation.labelled import (
     user_log_likelihoods,
 )
 from reclora.evaluation.lists import Lists, SegmentLists, recommend
+from reclora.evaluation.pieces import KeptLists
 from reclora.evaluation.plain import ForeignError
 from reclora.evaluation.results import evaluate, measure, measure_stages, stage_name
 from reclora.evaluation.slices import Slice, measure_slice, slices_of
@@ -31,6 +32,7 @@ __all__ = [
     "ForeignError",
     "HeldOut",
     "HeldOutSegment",
+    "KeptLists",
     "LabelledRows",
     "Lists",
     "RankingJudge",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from reclora.evaluation.held_out import HeldOut, HeldOutSegment
-from reclora.evaluation.processes import LEAST_USERS, rank_in_processes
+from reclora.evaluation.pieces import PIECE_USERS, KeptLists, rank_pieces
 from reclora.ranking import Scorer, TwoStageScorer, rank, rank_in_two_stages
 
 ScorerOf = Callable[[str], Scorer]
@@ -17,6 +18,8 @@ Progress = Callable[[int, int], None]
 
 RETRIEVED = "retrieved"
 """The first of two stages."""
+_NO_STAGE = -2
+"""In place of what was retrieved, where a model has no such stage."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ def recommend(
     model: str,
     progress: Progress | None = None,
     processes: int = 1,
+    kept: KeptLists | None = None,
 ) -> dict[str, Lists]:
     """Rank for every user with something relevant; by stage.
 
@@ -66,10 +70,12 @@ def recommend(
     both: those of stage "retrieved" are `retrieve` long.
 
     Args:
-        scorer_of: segment name -> scorer; called once for each segment that has users.
+        scorer_of: segment name -> scorer; called for each segment that has users, one after the
+            other, in each process again.
         model: what errors call the model.
-        progress: called with (users done, users in all) after each segment.
-        processes: that rank at once, each a share of the segments; they are forked.
+        progress: called with (users done, users in all) after each piece of the users.
+        processes: that rank at once; they are forked, and lists do not depend on them.
+        kept: where lists are kept piece by piece; those that are there are not made again.
 
     Returns:
         Stage -> lists; the stage of what is finally shown is "".
@@ -77,30 +83,34 @@ def recommend(
     Raises:
         ValueError: a scorer has another catalogue, or a score is NaN or +inf; it names the segment.
     """
+    k, retrieve = max(held_out.config.ks), held_out.config.retrieve
     asked = [segment for segment in held_out.segments if segment.num_users]
-    is_large = held_out.num_users >= LEAST_USERS
-    if processes > 1 and is_large and not held_out.config.retrieve:
-        at_most = -(-held_out.num_users // processes)
-        pieces = [piece for segment in asked for piece in segment.pieces(at_most)]
-        shown = rank_in_processes(
-            pieces,
-            lambda segment: _rank(held_out, segment, scorer_of(segment.name), model)[""],
-            max(held_out.config.ks),
-            processes,
-        )
-        of: dict[str, list[Tensor]] = {}
-        for piece, rows in zip(pieces, shown, strict=True):
-            of.setdefault(piece.name, []).append(rows)
-        made = ((s, torch.cat(of[s.name])) for s in asked)
-        return {"": Lists({s.name: SegmentLists(s.user_rows_U, rows) for s, rows in made})}
+    pieces = [piece for segment in asked for piece in segment.pieces(PIECE_USERS)]
+    scorers = functools.lru_cache(maxsize=1)(scorer_of)
+
+    def rank_piece(piece: HeldOutSegment) -> Tensor:
+        """What is shown, and beside it what was retrieved."""
+        stages = _rank(held_out, piece, scorers(piece.name), model)
+        if not retrieve:
+            return stages[""]
+        none = torch.full((piece.num_users, retrieve), _NO_STAGE)
+        return torch.cat([stages[""], stages.get(RETRIEVED, none)], dim=1)
+
+    rows_of: dict[str, list[Tensor]] = {segment.name: [] for segment in asked}
+    made = rank_pieces(
+        pieces, rank_piece, k + retrieve, processes=processes, kept=kept, progress=progress
+    )
+    for piece, rows in zip(pieces, made, strict=True):
+        rows_of[piece.name].append(rows)
     stages: dict[str, dict[str, SegmentLists]] = {"": {}}
-    done = 0
     for segment in asked:
-        for stage, lists in _rank(held_out, segment, scorer_of(segment.name), model).items():
-            stages.setdefault(stage, {})[segment.name] = SegmentLists(segment.user_rows_U, lists)
-        done += segment.num_users
-        if progress is not None:
-            progress(done, held_out.num_users)
+        parts = rows_of[segment.name]
+        rows = parts[0] if len(parts) == 1 else torch.cat(parts)
+        users_U = segment.user_rows_U
+        stages[""][segment.name] = SegmentLists(users_U, rows[:, :k])
+        if retrieve and rows[0, k] != _NO_STAGE:
+            retrieved = stages.setdefault(RETRIEVED, {})
+            retrieved[segment.name] = SegmentLists(users_U, rows[:, k:])
     return {stage: Lists(segments) for stage, segments in stages.items()}
 
 

@@ -35,9 +35,9 @@ def evaluate(
 
     Args:
         heldout: from `hold_out`; its config says what is measured.
-        scorer_of: segment name -> scorer; called once for each segment that has users.
+        scorer_of: segment name -> scorer; called for each segment that has users.
         model, run, seed: written into every row.
-        progress: called with (users done, users in all) after each segment.
+        progress: called with (users done, users in all) after each piece of them.
         processes: that rank at once.
 
     Returns:

@@ -115,7 +115,7 @@ class Interactions:
             if weights.shape != codes.shape:
                 raise ValueError(f"weights must be of shape {codes.shape}, got {weights.shape}")
             keys.append(weights)
-        order = np.lexsort(keys[::-1])
+        order = _order(keys)
         further = {name: _categorical(values) for name, values in (attributes or {}).items()}
         _check_attributes(further, len(codes))
         return cls(
@@ -327,6 +327,29 @@ class Interactions:
         if (np.diff(positions) <= 0).any():
             raise ValueError("positions must ascend, each at most once; np.unique makes them so")
         return positions
+
+
+def _order(keys: Sequence[NDArray[Any]]) -> Rows:
+    """The positions of n rows in ascending order of the keys: segment and time, then the others.
+
+    As `np.lexsort`, but rows mostly come as runs that are in order but for rows of one moment, and
+    a sort by all keys would begin with the keys that say least.
+    """
+    segments, times = keys[:2]
+    order = np.argsort(segments, kind="stable")
+    segments, times = segments[order], times[order]
+    is_same = segments[1:] == segments[:-1]
+    if (is_same & (times[1:] < times[:-1])).any():
+        return np.lexsort(keys[::-1])
+    begins = np.ones(len(order), bool)
+    begins[1:] = ~is_same | (times[1:] != times[:-1])
+    is_tied = ~begins
+    is_tied[:-1] |= ~begins[1:]
+    tied = np.flatnonzero(is_tied)
+    moments = np.cumsum(begins)[tied]
+    rows = order[tied]
+    order[tied] = rows[np.lexsort((*(key[rows] for key in keys[:1:-1]), moments))]
+    return order
 
 
 def _offsets(segments: Rows, num_segments: int) -> Rows:
