@@ -14,8 +14,9 @@ Models come one after the other, seed by seed; then the tables are compared and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +41,21 @@ from reclora.evaluation import (
     recommend,
     user_log_likelihoods,
 )
-from reclora.files import write_parquet
+from reclora.files import write_parquet, write_parquet_parts
 from reclora.interactions import IdMap
 from reclora.metrics import CONVENTIONS
 from reclora.ranking import PairScorer, Scorer
+
+from .kept import Kept, What
+
+RESULTS, LISTS, CATALOGUE, CONVENTIONS_OF, LABELS = (
+    "results",
+    "lists",
+    "catalogue",
+    "conventions",
+    "labels",
+)
+"""The tables that are kept of a model and seed, beside those of its slices."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +64,8 @@ class Yardstick:
 
     run: str
     held_out: HeldOut
-    slices: dict[str, Slice]
     users: IdMap
+    slices: Mapping[str, Slice] = field(default_factory=dict)
     features_NF: NDArray[np.float32] | None = None
     """Of items: with them lists have a diversity."""
     current: Lists | None = None
@@ -63,62 +75,116 @@ class Yardstick:
     """Labelled rows that were dropped: the base does not know the user or the item."""
 
 
+Measure = tuple[str, str, int]
+"""Model, metric and k; a stage of a model is a model of its own here."""
+Job = tuple[What, Callable[[], pd.DataFrame]]
+
+
 @dataclass(frozen=True)
-class ModelTables:
-    """The tables of one model and seed."""
+class Part:
+    """What was measured of one model and seed; its tables are kept by name."""
 
     model: str
-    results: pd.DataFrame
-    lists: pd.DataFrame
-    catalogue: pd.DataFrame
-    conventions: pd.DataFrame
-    slices: dict[str, pd.DataFrame]
-    labels: pd.DataFrame
+    what: What
+    measures: tuple[Measure, ...]
+    """Those of its results."""
 
 
 @dataclass
 class Assessment:
-    """The tables of all models and seeds."""
+    """The tables of all models and seeds.
+
+    They have millions of rows where there are millions of users, so they are kept on the disk, and
+    no more is read at once than one comparison needs.
+    """
 
     yardstick: Yardstick
-    processes: int = 1
-    """That rank at once."""
-    parts: list[ModelTables] = field(default_factory=list)
-    _results: pd.DataFrame | None = None
-    """Those of the parts that were joined already: millions of rows are held once."""
+    kept: Kept
+    parts: list[Part] = field(default_factory=list)
 
-    def rank(self, model: str, scorer_of: Callable[[str], Scorer], seed: int = 0) -> Lists:
+    def rank(
+        self,
+        model: str,
+        scorer_of: Callable[[str], Scorer],
+        seed: int = 0,
+        of: str = "",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Lists:
         """Rank with a model, and measure; the lists are returned.
+
+        Args:
+            of: what decides the lists beside the model's name and the seed.
+            progress: called with (users done, users in all).
 
         Raises:
             ValueError: a scorer has another catalogue, or a score is NaN or +inf; it names the
                 segment.
+            OSError: lists or tables cannot be kept.
         """
         stages = recommend(
-            self.yardstick.held_out, scorer_of, model=model, processes=self.processes
+            self.yardstick.held_out,
+            scorer_of,
+            model=model,
+            progress=progress,
+            processes=self.kept.processes,
+            kept=self.kept.lists("test", model, seed, of),
         )
-        self.parts.append(_measured(self.yardstick, stages, scorer_of, model, seed))
+        self._measure(model, seed, of, stages, scorer_of)
         return stages[""]
 
-    def take(self, model: str, lists: Lists) -> None:
-        """Measure lists that some other system made."""
-        self.parts.append(_measured(self.yardstick, {"": lists}, None, model, 0))
+    def take(self, model: str, lists: Lists, of: str = "") -> None:
+        """Measure lists that were not ranked here; for `of` and OSError see `rank`."""
+        self._measure(model, 0, of, {"": lists}, None)
+
+    def _measure(
+        self,
+        model: str,
+        seed: int,
+        of: str,
+        stages: dict[str, Lists],
+        scorer_of: Callable[[str], Scorer] | None,
+    ) -> None:
+        what = ("measured", model, seed, of)
+        results = self.kept.read(*what, RESULTS)
+        if results is None:
+            tables = _measured(self.yardstick, stages, scorer_of, model, seed)
+            # The results are written last: where they are, all the others are.
+            results = tables.pop(RESULTS)
+            for name, table in tables.items():
+                self.kept.write(table, *what, name)
+            self.kept.write(results, *what, RESULTS)
+        measures = results[["model", "metric", "k"]].drop_duplicates()
+        found = tuple(
+            (str(m), str(name), int(k)) for m, name, k in measures.itertuples(index=False)
+        )
+        self.parts.append(Part(model, what, found))
 
     @property
     def models(self) -> list[str]:
         """The models, in the order in which they came."""
         return list(dict.fromkeys(part.model for part in self.parts))
 
-    @property
-    def results(self) -> pd.DataFrame:
-        """The long results table: run, model, segment, seed, user_id, metric, k, value."""
-        fresh = [part.results for part in self.parts if len(part.results)]
-        if self._results is None or fresh:
-            before = [] if self._results is None else [self._results]
-            joined = [*before, *fresh] or [part.results for part in self.parts]
-            self._results = pd.concat(joined, ignore_index=True)
-            self.parts = [replace(part, results=pd.DataFrame()) for part in self.parts]
-        return self._results
+    def mean_of(self, model: str, metric: str, k: int) -> float:
+        """The mean over users of a model's first seed."""
+        first = next(part for part in self.parts if part.model == model)
+        return float(self._rows([first], RESULTS, metric, k, model)["value"].mean())
+
+    def write_results(self, path: Path) -> None:
+        """Write the long results table: run, model, segment, seed, user_id, metric, k, value.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        names = pa.dictionary(pa.int32(), pa.string())
+        columns = dict.fromkeys(("run", "model", "segment", "metric"), names)
+
+        def tables() -> Iterator[pa.Table]:
+            for part in self.parts:
+                rows = pa.Table.from_pandas(self._read(part, RESULTS), preserve_index=False)
+                kinds = [columns.get(f.name, f.type) for f in rows.schema]
+                yield rows.cast(pa.schema(zip(rows.schema.names, kinds, strict=True)))
+
+        write_parquet_parts(path, tables())
 
     def tables(self, pairs: Sequence[tuple[str, str]], sliced: Sequence[tuple[str, str]]) -> Tables:
         """All that was measured, compared.
@@ -126,54 +192,130 @@ class Assessment:
         Args:
             pairs: (model, baseline) to compare in all segments and in each.
             sliced: those to compare in the slices.
+
+        Raises:
+            OSError: a table cannot be kept.
         """
-        results = self.results
+        measures = list(dict.fromkeys(m for part in self.parts for m in part.measures))
+        slices = self._compared_in_slices(sliced)
+        jobs = self._compared(measures, pairs), slices, self._averaged(measures), self._listed()
+        made = iter(self.kept.tables([job for each in jobs for job in each]))
+        compared, in_slices, averaged, listed = ([next(made) for _ in each] for each in jobs)
         return Tables(
-            results=results,
-            means=means(results),
-            comparison=compare_all(results, pairs),
-            slices=self._slices(sliced),
-            lists=self._lists(),
+            means=_all_first(averaged),
+            comparison=_joined(compared),
+            slices=_joined(in_slices),
+            lists=_joined([_all_first(listed), self._spread()]),
             conventions=self._conventions(),
-            labels=pd.concat([part.labels for part in self.parts], ignore_index=True),
+            labels=_joined([self._read(part, LABELS) for part in self.parts]),
         )
 
-    def _lists(self) -> pd.DataFrame:
-        rows = pd.concat([part.lists for part in self.parts], ignore_index=True)
-        own = [means(rows, segment_intervals=False)] if len(rows) else []
-        catalogue = pd.concat([part.catalogue for part in self.parts], ignore_index=True)
+    def _compared(self, measures: Sequence[Measure], pairs: Sequence[tuple[str, str]]) -> list[Job]:
+        """Every (model, baseline) on every metric and k that both have."""
+        return [
+            (
+                ("compared", *self._of(model, baseline), metric, k),
+                partial(self._compare, RESULTS, model, baseline, metric, k),
+            )
+            for metric, k in dict.fromkeys((metric, k) for _, metric, k in measures)
+            for model, baseline in pairs
+            if (model, metric, k) in measures and (baseline, metric, k) in measures
+        ]
+
+    def _compared_in_slices(self, pairs: Sequence[tuple[str, str]]) -> list[Job]:
+        """Every (model, baseline) in every slice, on the headline metric."""
+        config = headline_of(self.yardstick.held_out).config
+        headline = config.metrics[0], config.ks[0]
+
+        def compared(name: str, model: str, baseline: str) -> pd.DataFrame:
+            table = self._compare(_slice(name), model, baseline, *headline)
+            each = table[table["scope"] == "segment"]
+            each = each.rename(columns={"segment": "value"}).drop(columns="scope")
+            each.insert(0, "slice", name)
+            return each
+
+        return [
+            (
+                ("compared in a slice", name, *self._of(model, baseline)),
+                partial(compared, name, model, baseline),
+            )
+            for name in self.yardstick.slices
+            for model, baseline in pairs
+        ]
+
+    def _averaged(self, measures: Sequence[Measure]) -> list[Job]:
+        """The means of the results of every model, metric and k."""
+
+        def averaged(parts: Sequence[Part], measure: Measure) -> pd.DataFrame:
+            model, metric, k = measure
+            return means(self._rows(parts, RESULTS, metric, k, model))
+
+        jobs = list[Job]()
+        for each in measures:
+            parts = [part for part in self.parts if each in part.measures]
+            what = ("means", *(part.what for part in parts), *each)
+            jobs.append((what, partial(averaged, parts, each)))
+        return jobs
+
+    def _listed(self) -> list[Job]:
+        """The means over all segments and in each of what the lists of every model are like."""
+
+        def listed(model: str) -> pd.DataFrame:
+            parts = [part for part in self.parts if part.model == model]
+            rows = _joined([self._read(part, LISTS) for part in parts])
+            return means(rows, segment_intervals=False) if len(rows) else pd.DataFrame()
+
+        return [(("lists", *self._of(model)), partial(listed, model)) for model in self.models]
+
+    def _spread(self) -> pd.DataFrame:
+        """What the lists of every model are like together."""
+        catalogue = _joined([self._read(part, CATALOGUE) for part in self.parts])
         keys = ["scope", "segment", "model", "metric", "k"]
         values = catalogue.groupby(keys, sort=False)["value"].mean()
-        return pd.concat([*own, values.rename("mean").reset_index()], ignore_index=True)
+        return values.rename("mean").reset_index()
 
     def _conventions(self) -> pd.DataFrame:
-        table = pd.concat([part.conventions for part in self.parts], ignore_index=True)
+        table = _joined([self._read(part, CONVENTIONS_OF) for part in self.parts])
         keys = ["model", "convention", "metric", "k"]
         return table.groupby(keys, sort=False)["value"].mean().reset_index()
 
-    def _slices(self, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
-        headline = headline_of(self.yardstick.held_out).config
+    def _compare(self, name: str, model: str, baseline: str, metric: str, k: int) -> pd.DataFrame:
+        parts = [part for part in self.parts if part.model in (model, baseline)]
+        return compare(self._rows(parts, name, metric, k), model, baseline, metric=metric, k=k)
+
+    def _rows(
+        self, parts: Sequence[Part], name: str, metric: str, k: int, model: str = ""
+    ) -> pd.DataFrame:
+        """The rows of one metric and k, of all models of the parts or of one."""
         tables = []
-        for name in self.yardstick.slices:
-            rows = pd.concat([part.slices[name] for part in self.parts], ignore_index=True)
-            for model, baseline in pairs:
-                table = compare(rows, model, baseline, metric=headline.metrics[0], k=headline.ks[0])
-                each = table[table["scope"] == "segment"]
-                tables.append(each.rename(columns={"segment": "value"}).drop(columns="scope"))
-                tables[-1].insert(0, "slice", name)
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+        for part in parts:
+            table = self._read(part, name)
+            chosen = (table["metric"] == metric) & (table["k"] == k)
+            tables.append(table[chosen & (table["model"] == model) if model else chosen])
+        return _joined(tables)
+
+    def _read(self, part: Part, name: str) -> pd.DataFrame:
+        table = self.kept.read(*part.what, name)
+        if table is None:
+            raise OSError(
+                f"{self.kept.folder}: what was measured of {part.model!r} was there and is gone; "
+                "run the same command again"
+            )
+        return table
+
+    def _of(self, *models: str) -> list[What]:
+        """What decides the numbers of some models."""
+        return [part.what for part in self.parts if part.model in models]
 
 
 @dataclass(frozen=True)
 class Tables:
     """All that was measured, compared; a table without rows where there was nothing to."""
 
-    results: pd.DataFrame
-    """The long results table: run, model, segment, seed, user_id, metric, k, value."""
     means: pd.DataFrame
     """Of the results; see `reclora.comparison.means`."""
     comparison: pd.DataFrame
-    """See `compare_all`."""
+    """Of every pair on every metric and k that both have; see `reclora.comparison.compare`."""
     slices: pd.DataFrame
     """slice, value, and the columns of `compare`, on the headline metric; q is corrected for the
     values of a slice."""
@@ -202,19 +344,18 @@ class Tables:
                 write_table(folder / f"{name}.parquet", table)
 
 
-def compare_all(results: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Every (model, baseline) on every metric and k that both have; see `compare`."""
-    measures = results[["metric", "k"]].drop_duplicates().itertuples(index=False, name=None)
-    tables = []
-    for metric, k in measures:
-        rows = results[(results["metric"] == metric) & (results["k"] == k)]
-        have = set(rows["model"])
-        tables += [
-            compare(rows, model, baseline, metric=str(metric), k=int(k))
-            for model, baseline in pairs
-            if {model, baseline} <= have
-        ]
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    filled = [table for table in tables if len(table)] or list(tables[:1])
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame()
+
+
+def _all_first(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Tables of `means` as one: first the rows over all segments."""
+    table = _joined(tables)
+    if table.empty:
+        return table
+    is_all = table["scope"] == "all"
+    return pd.concat([table[is_all], table[~is_all]], ignore_index=True)
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
@@ -228,8 +369,8 @@ def _measured(
     scorer_of: Callable[[str], Scorer] | None,
     model: str,
     seed: int,
-) -> ModelTables:
-    """Everything of one model and seed; `scorer_of` scores labelled rows."""
+) -> dict[str, pd.DataFrame]:
+    """Everything of one model and seed, by name; `scorer_of` scores labelled rows."""
     held_out, shown, run = yardstick.held_out, stages[""], yardstick.run
     results = measure_stages(held_out, stages, model=model, run=run, seed=seed)
     labels = pd.DataFrame()
@@ -239,10 +380,9 @@ def _measured(
         labels = measure_labels(rows, p, model=model, run=run, seed=seed)
         fit = user_log_likelihoods(rows, p, yardstick.users, model=model, run=run, seed=seed)
         results = pd.concat([results, fit], ignore_index=True)
-    return ModelTables(
-        model=model,
-        results=results,
-        lists=measure_lists(
+    return {
+        RESULTS: results,
+        LISTS: measure_lists(
             held_out,
             shown,
             model=model,
@@ -251,17 +391,21 @@ def _measured(
             features_NF=yardstick.features_NF,
             others=yardstick.current,
         ),
-        catalogue=measure_catalogue(held_out, shown, model=model, run=run, seed=seed),
-        conventions=_conventions(held_out, shown, model),
-        slices={
-            name: measure_slice(
-                parts,
-                lambda part: measure(headline_of(part), shown, model=model, run=run, seed=seed),
-            )
-            for name, parts in yardstick.slices.items()
-        },
-        labels=labels,
-    )
+        CATALOGUE: measure_catalogue(held_out, shown, model=model, run=run, seed=seed),
+        CONVENTIONS_OF: _conventions(held_out, shown, model),
+        LABELS: labels,
+    } | {
+        _slice(name): measure_slice(
+            parts,
+            lambda part: measure(headline_of(part), shown, model=model, run=run, seed=seed),
+        )
+        for name, parts in yardstick.slices.items()
+    }
+
+
+def _slice(name: str) -> str:
+    """What the table of a slice is called."""
+    return f"slice {name}"
 
 
 def _scores_pairs(rows: LabelledRows, scorer_of: Callable[[str], Scorer]) -> bool:

@@ -141,7 +141,7 @@ def retrain(
 
     Example: reclora retrain run.toml --only de --dry-run
     """
-    from .retrain import plan
+    from .plan import plan
     from .retrain import retrain as run_retrain
     from .summary import outcome_as_json, plan_as_json, print_outcome, print_plan
 

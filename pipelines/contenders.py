@@ -32,8 +32,9 @@ from reclora.evaluation import (
     EvaluationConfig,
     HeldOut,
     RankingJudge,
-    evaluate,
     headline_of,
+    measure,
+    recommend,
 )
 from reclora.interactions import Interactions
 from reclora.ladder import PARENT, choose_rungs, rungs
@@ -42,7 +43,7 @@ from reclora.training import Training, TrainingConfig
 
 from .pretrain import hold_out_some
 from .progress import Step
-from .run import FULL_FINE_TUNE, NO_PARENT, RunSettings, Search
+from .run import FULL_FINE_TUNE, NO_PARENT, RunSettings, Search, digest
 from .workshop import Workshop, digest_of
 
 
@@ -66,6 +67,8 @@ class Trained:
     contender: Contender
     bank: AdapterBank
     training: Training
+    fingerprint: str
+    """Of all that decided its numbers within a run."""
 
     def scorer_of(self) -> Callable[[str], Scorer]:
         """Segment name -> scorer; a pooled model is materialised once."""
@@ -197,7 +200,8 @@ def train_contender(
     bank, training = ground.workshop.train(
         what, bank_of, ground.log, config, lambda n: RankingJudge(held_out, n), seed
     )
-    return Trained(contender, bank, training)
+    quarantined = sorted(training.quarantined)
+    return Trained(contender, bank, training, digest(*what, vars(config), seed, quarantined))
 
 
 def _fitting(
@@ -252,7 +256,7 @@ def choose(contender: Contender, ground: Ground, settings: RunSettings, progress
     steps = len(configs) + len(ladder)
     for config in configs:
         trained = train_contender(contender, stopping, config, settings.seeds[0])
-        value = headline(comparing.held_out, trained.scorer_of(), contender.model)
+        value = float(headline_values(comparing, trained)["value"].mean())
         tried.append((config, value))
         if value > best or stopped is None:
             chosen, stopped, best = config, trained, value
@@ -270,7 +274,7 @@ def choose(contender: Contender, ground: Ground, settings: RunSettings, progress
     values = {}
     for done, (rung, kinds) in enumerate(ladder.items(), len(configs) + 1):
         on_rung = _on_rung(rung, kinds, choice, stopping, settings.seeds[0])
-        values[rung] = headline_values(comparing.held_out, on_rung, contender.model)
+        values[rung] = headline_values(comparing, on_rung)
         progress(done, steps)
     names = ground.log.segment_names
     sizes = dict(zip(names, np.diff(ground.log.offsets).tolist(), strict=True))
@@ -281,25 +285,27 @@ def choose(contender: Contender, ground: Ground, settings: RunSettings, progress
 
 def _on_rung(
     rung: str, kinds: AdapterConfig, choice: Choice, stopping: Ground, seed: int
-) -> Callable[[str], Scorer]:
-    """The scorers of the segments with the adapters of one rung."""
-    if rung == PARENT:
-        return AdapterBank.for_log(stopping.base, stopping.log, kinds, seed, stopping.parent).scorer
-    if kinds == choice.contender.config:
-        return choice.stopped.scorer_of()
+) -> Trained:
+    """The contender with the adapters of one rung."""
     contender = replace(choice.contender, config=kinds)
-    return train_contender(contender, stopping, choice.config, seed).scorer_of()
+    if rung == PARENT:
+        bank = AdapterBank.for_log(stopping.base, stopping.log, kinds, seed, stopping.parent)
+        untrained = Training(pd.DataFrame(), {}, steps=0)
+        return Trained(contender, bank, untrained, digest(rung, digest_of(stopping.parent)))
+    if kinds == choice.contender.config:
+        return choice.stopped
+    return train_contender(contender, stopping, choice.config, seed)
 
 
-def headline(held_out: HeldOut, scorer_of: Callable[[str], Scorer], model: str) -> float:
-    """The first metric at the first k, over all users."""
-    return float(headline_values(held_out, scorer_of, model)["value"].mean())
-
-
-def headline_values(
-    held_out: HeldOut, scorer_of: Callable[[str], Scorer], model: str
-) -> pd.DataFrame:
+def headline_values(comparing: Ground, trained: Trained) -> pd.DataFrame:
     """The rows of the results table of the first metric at the first k."""
-    only = headline_of(held_out)
-    results = evaluate(only, scorer_of, model=model, run="", seed=0)
-    return results[results["model"] == model]
+    model, workshop = trained.contender.model, comparing.workshop
+    only = headline_of(comparing.held_out)
+    lists = recommend(
+        only,
+        trained.scorer_of(),
+        model=model,
+        processes=workshop.workers,
+        kept=workshop.lists(comparing.users, model, trained.fingerprint),
+    )
+    return measure(only, lists[""], model=model, run="", seed=0)

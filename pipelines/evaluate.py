@@ -1,6 +1,7 @@
 """Evaluate what is live: releases of a store against the base and popularity, on the test window.
 
-Nothing is trained, and nothing published.
+Nothing is trained, and nothing published. What waits in a release's canary is measured beside it:
+all users of a segment that has a candidate get the candidate's lists, others what is current.
 """
 
 from __future__ import annotations
@@ -8,23 +9,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 
 from reclora.splits import LeakageError, Windows
 from reclora.store import AdapterStore, Release
 
 from .assessment import Assessment
 from .evaluated import Evaluated, finished
+from .inputs import Cut, data_quality, onto_base
+from .kept import Kept
 from .live import KNOWN_UNTIL
 from .prepare import prepare, windows_of
 from .pretrain import check_earlier, pretrain
 from .progress import step
-from .retrain import Cut, data_quality, onto_base
 from .run import RunFolder, RunSettings
 from .served import Served
 from .settings import SettingsError
 from .yardstick import (
     BASE,
+    ScorerOf,
     files_beside_the_log,
+    sliced,
     split_notes,
     untrained,
     yardstick_of,
@@ -64,10 +69,13 @@ def evaluate_releases(settings: RunSettings, numbers: Sequence[int]) -> Evaluate
         _check_release(settings, release, windows)
     # Each is read once, the current one too where it is also evaluated.
     distinct = {release.number: release for release in (current, *releases)}
-    served = {n: Served(base, store, release).scorer for n, release in distinct.items()}
-    live = served[current.number]
-    assessment = Assessment(yardstick_of(settings, base, windows, folder.id, live))
-    models = untrained(base, windows) | {f"release {r.number}": served[r.number] for r in releases}
+    served = {n: Served(base, store, r, candidates=True) for n, r in distinct.items()}
+    live = served[current.number].scorer
+    yardstick = sliced(yardstick_of(settings, base, windows, folder.id, live), windows)
+    assessment = Assessment(yardstick, Kept(folder.measuring, settings.workers))
+    models = untrained(base, windows)
+    for release in releases:
+        models |= _models(release, served[release.number])
     with step("ranking and measuring") as progress:
         for done, (model, scorer_of) in enumerate(models.items(), 1):
             assessment.rank(model, scorer_of)
@@ -87,9 +95,17 @@ def evaluate_releases(settings: RunSettings, numbers: Sequence[int]) -> Evaluate
     )
 
 
+def _models(release: Release, served: Served) -> dict[str, ScorerOf]:
+    """What is current in a release and, where some wait, its candidates in their place."""
+    models: dict[str, ScorerOf] = {f"release {release.number}": served.scorer}
+    if release.canary is not None:
+        models[f"release {release.number}, candidates"] = partial(served.scorer, candidate=True)
+    return models
+
+
 def _check_release(settings: RunSettings, release: Release, windows: Windows) -> None:
-    """Refuse a release that knew rows of the test window (LeakageError)."""
-    places = release.segments.values()
+    """Refuse a release that knew rows of the test window, it or its candidates (LeakageError)."""
+    places = [place for found in release.maps for place in found.values()]
     known = [p.metrics[KNOWN_UNTIL] for p in places if KNOWN_UNTIL in p.metrics]
     begin = int(windows.test.timestamps.min()) / 1e6
     if settings.split.by == "global_time" and known and max(known) >= begin:
@@ -102,6 +118,12 @@ def _check_release(settings: RunSettings, release: Release, windows: Windows) ->
 
 def _notes(settings: RunSettings, releases: Sequence[Release]) -> list[str]:
     notes = [f"Release {r.number}: {r.reason}; {len(r.segments):,} segments." for r in releases]
+    notes += [
+        f"Release {r.number}, candidates: {len(r.canary.segments):,} segments have one. Here "
+        f"it serves all their users, not only the share of {r.canary.share:.3g} that it is for."
+        for r in releases
+        if r.canary is not None
+    ]
     if settings.split.by != "global_time":
         notes.append(
             "The split is by each user's own time, so it cannot be checked that no release was "

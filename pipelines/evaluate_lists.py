@@ -23,6 +23,7 @@ from reclora.splits import warm
 
 from .assessment import Assessment, Yardstick
 from .evaluated import Evaluated, finished
+from .kept import Kept
 from .run import LogSettings, RunFolder, RunSettings
 from .settings import resolved
 from .yardstick import (
@@ -83,7 +84,8 @@ def evaluate_files(
         "seen": str(seen or ""),
         "slices": list(attributes),
     }
-    assessment = Assessment(Yardstick(folder.id, held_out, slices, foreign.heldout.users))
+    yardstick = Yardstick(folder.id, held_out, foreign.heldout.users, slices)
+    assessment = Assessment(yardstick, Kept(folder.measuring))
     for model, lists in foreign.lists.items():
         assessment.take(model, lists)
     if seen is not None:

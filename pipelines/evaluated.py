@@ -9,7 +9,7 @@ import pandas as pd
 
 from reclora.report import Report, write_report
 
-from .assessment import Assessment, Tables, write_table
+from .assessment import Assessment, Tables
 from .reporting import pairs_of
 from .run import RunFolder, RunSettings, versions
 from .sections import definitions, sections_of
@@ -62,7 +62,7 @@ def finished(
     """Compare, write the tables and the page, and say that the folder is complete."""
     pairs = pairs_of(assessment.models, subject, baseline) if baseline else []
     tables = assessment.tables(pairs, sliced=pairs)
-    write_table(folder.results, tables.results)
+    assessment.write_results(folder.results)
     tables.write(folder.path)
     if baseline:
         config, counts = settings.evaluation, assessment.yardstick.held_out.counts()

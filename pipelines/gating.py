@@ -34,6 +34,7 @@ from reclora.ranking import Scorer
 from reclora.splits import Windows
 
 from .contenders import Trained
+from .kept import Kept
 
 ScorerOf = Callable[[str], Scorer]
 
@@ -86,7 +87,7 @@ def decide_all(
     begun: set[str],
     config: GateConfig,
     parent_helped: bool,
-    processes: int = 1,
+    kept: Kept,
 ) -> Decisions:
     """Decide on every segment of the train window.
 
@@ -97,7 +98,7 @@ def decide_all(
         live: what serves each segment now.
         begun: segments whose training began with what is live.
         parent_helped: the parent may serve segments.
-        processes: that rank at once.
+        kept: where lists are kept.
     """
     segments = {
         name: _Segment.of(name, subject, windows, begun, parent_helped)
@@ -107,7 +108,13 @@ def decide_all(
     only = replace(held_out, segments=tuple(s for s in held_out.segments if s.name in asked))
     only = headline_of(only)
     lists = {
-        model: recommend(only, scorer_of, model=model, processes=processes)[""]
+        model: recommend(
+            only,
+            scorer_of,
+            model=model,
+            processes=kept.processes,
+            kept=kept.lists("gate", model, subject.fingerprint),
+        )[""]
         for model, scorer_of in {CANDIDATE: subject.scorer_of(), LIVE: live, **others}.items()
     }
     results = pd.concat(

@@ -1,9 +1,9 @@
 """Recommend in batches: the top-k lists of a release for all users, or for a list of them, as
 Parquet parts.
 
-A user has a list in each segment of theirs, made by that segment's adapter; whoever is in no
-segment has one list of the base's. Parts are finished one after the other, and a run that was
-killed goes on where it was.
+A user has a list in each segment of theirs, made by that segment's adapter, or by its candidate for
+those users whom a canary is for; whoever is in no segment has one list of the base's. Parts are
+finished one after the other, and a run that was killed goes on where it was.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
-import pyarrow as pa
 import torch
 
 from reclora.base import BaseModel
@@ -25,13 +24,14 @@ from reclora.interactions import LogSummary
 from reclora.ranking.parts import Part, PartsFolder, parquet_bytes
 from reclora.store import AdapterStore, Release
 
+from .candidate_items import CandidateItems
 from .prepare import prepare
 from .progress import step
 from .run import RunSettings, contents, digest, versions
-from .served import Chunk, Served, Work
+from .served import Chunk, Served, Work, in_order
 from .settings import resolved
 from .space import check_space
-from .wanted import Candidates, History, wanted_of
+from .wanted import History, Wanted, wanted_of
 
 LISTS_PER_PART = 20_000
 _SLICE_CPU_S = 2.0
@@ -63,6 +63,8 @@ class Recommended:
     release: int
     lists: int
     """In all parts."""
+    lists_of_candidates: int
+    """Of those: made by a candidate."""
     parts: int
     reused_parts: int
     """Of those: finished by an earlier run of the same request."""
@@ -85,9 +87,10 @@ def recommend(
 ) -> Recommended:
     """Write the k best new items of each user in each of their segments to a folder.
 
-    Columns: user_id, segment (null: in none), rank (1 to k), item_id, score, release; sorted by
-    segment, user in the order of the base, rank. Items of any row of the log are not new to their
-    user. Which items may be recommended is what `evaluation.candidates` says.
+    Columns: user_id, segment (null: in none), rank (1 to k), item_id, score, release, candidate
+    (whether the segment's candidate made the list: see `Canary.is_for`); sorted by segment, user in
+    the order of the base, rank. Items of any row of the log are not new to their user. Which items
+    may be recommended is what `evaluation.candidates` says.
 
     Args:
         users: Parquet with user_id, and perhaps segment; without it the segments are the log's.
@@ -116,20 +119,38 @@ def recommend(
         summary = prepare(settings)
         base = BaseModel.load(settings.base.saved or settings.base_folder)
         with step(f"reading release {chosen.number}"):
-            served = Served(base, store, chosen)
+            served = Served(base, store, chosen, candidates=True)
         history = History.read(settings, served.base)
         wanted = wanted_of(users, history, served.base, chosen, unknown)
-        candidates = Candidates.of(settings, served.base, history, wanted)
+        items = _items(settings, served.base, history, wanted)
         seen = history.seen(len(served.base.users))
-        work = Work(served, wanted, seen, candidates, k, lists_per_part)
+        work = Work(served, wanted, seen, items, k, lists_per_part)
         request = _request(settings, summary, chosen, k, lists_per_part, users, unknown)
         folder = PartsFolder(into, request, work.num_parts)
         kept = folder.finished()
         estimate = _make(folder, kept, work, _about(work, history, request), dry_run)
     seconds = time.monotonic() - began
     return Recommended(
-        into, chosen.number, len(wanted), work.num_parts, len(kept), seconds, estimate
+        into,
+        chosen.number,
+        len(wanted),
+        work.num_of_candidates,
+        work.num_parts,
+        len(kept),
+        seconds,
+        estimate,
     )
+
+
+def _items(
+    settings: RunSettings, base: BaseModel, history: History, wanted: Wanted
+) -> CandidateItems:
+    """The items that `evaluation.candidates` allows."""
+    if settings.candidates is not None:
+        return CandidateItems.read(settings.candidates, base.items, wanted.segments)
+    if settings.evaluation.candidates == "catalogue":
+        return CandidateItems.catalogue(len(base.items))
+    return CandidateItems.of_log(history, len(base.items))
 
 
 def _make(
@@ -153,7 +174,7 @@ def _make(
         parts = dict(kept)
         for done, number in enumerate(missing, 1):
             chunks = chain(begun, rest) if number == missing[0] else work.chunks(number)
-            parts[number] = write(number, pa.concat_tables([chunk.rows for chunk in chunks]))
+            parts[number] = write(number, in_order(list(chunks)))
             progress(done, len(missing))
         folder.complete([parts[number] for number in range(work.num_parts)], about)
     return estimate
@@ -175,14 +196,14 @@ def _estimate(work: Work, missing: Sequence[int], begun: Sequence[Chunk], busy: 
     Lists and scorers are counted apart: segments are of very unequal size.
     """
     began = time.process_time()
-    slice_bytes = parquet_bytes(pa.concat_tables([chunk.rows for chunk in begun]))
+    slice_bytes = parquet_bytes(in_order(begun))
     writing = time.process_time() - began
     lists = sum(chunk.lists for chunk in begun)
     openings = [chunk.opening_cpu_s for chunk in begun if chunk.opening_cpu_s is not None]
     list_s = (writing + sum(chunk.ranking_cpu_s for chunk in begun)) / lists
     todo = [work.lists(number) for number in missing]
     num_lists = sum(each.stop - each.start for each in todo)
-    num_openings = sum(1 for each in todo for _ in work.wanted.runs(each))
+    num_openings = sum(1 for number in missing for _ in work.by_scorer(number))
     cpu_s = num_lists * list_s + num_openings * sum(openings) / len(openings)
     return Estimate(
         num_lists, num_lists / cpu_s, cpu_s / busy / 60, slice_bytes * num_lists // lists
@@ -197,6 +218,7 @@ def _about(work: Work, history: History, request: dict[str, str | int]) -> dict[
         "settings": digest(request),
         "users": wanted.num_users,
         "lists": len(wanted),
+        "lists_of_candidates": work.num_of_candidates,
         "lists_without_segment": wanted.num_without_segment,
         "segments": len(wanted.segments),
         "segments_served_by_the_base": len(without),
@@ -216,10 +238,12 @@ def _request(
 ) -> dict[str, str | int]:
     """All that decides the bytes of the parts."""
     asked = settings.evaluation.candidates
+    canary = release.canary
     given = "" if settings.candidates is None else f" {sha256_of(settings.candidates)}"
     return {
         "release": release.number,
         "map of the release": release.segments.path.stem,
+        "canary": "none" if canary is None else f"{canary.share} {canary.segments.path.stem}",
         "base": release.base_fingerprint,
         "k": k,
         "users": "all" if users is None else sha256_of(users),

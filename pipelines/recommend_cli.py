@@ -55,8 +55,10 @@ def recommend(
     if json:
         typer.echo(dumps(asdict(made), default=str))
         return
+    candidates = f", {made.lists_of_candidates:,} of them of candidates,"
     typer.echo(
-        f"{made.lists:,} lists of release {made.release} in {made.parts:,} parts, "
+        f"{made.lists:,} lists of release {made.release}"
+        f"{candidates if made.lists_of_candidates else ''} in {made.parts:,} parts, "
         f"{made.reused_parts:,} of which were there; {made.seconds:,.1f} s"
     )
     typer.echo(

@@ -3,78 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
-from reclora.adapters import Adapter
 from reclora.bank import AdapterBank
 from reclora.configs import AdapterConfig
-from reclora.evaluation import HeldOut, Lists
 from reclora.interactions import Interactions
 from reclora.report import Report, write_report
 from reclora.splits import Windows
 
-from .assessment import Assessment
-from .contenders import POOLED, SEARCHED, SUBJECT, Choice, Ground, Trained
+from .assessment import Assessment, Tables
+from .contenders import SEARCHED, SUBJECT, Trained
 from .gating import Decisions
+from .inputs import Inputs
+from .learning import Learned
 from .run import RunFolder, RunSettings, Search, versions
 from .sections import definitions, sections_of
 from .settings import resolved
 from .yardstick import BASE, split_notes
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a run measured."""
-
-    assessment: Assessment
-    """What was measured on test."""
-    known_until: float
-    """The last moment that training and choosing knew, in seconds since 1970."""
-    choices: Sequence[Choice]
-    """What validation chose for each contender."""
-    trained: Sequence[Trained]
-    """Each contender as the first seed trained it."""
-    ground: Ground
-    """What they trained on."""
-    given_parent: Adapter | None
-    """What segments stand on, where it was there already."""
-    lists: Mapping[str, Lists]
-    """On test, of the first seed: `candidate`, and what was `live`."""
-
-    @property
-    def held_out(self) -> HeldOut:
-        """The test window."""
-        return self.assessment.yardstick.held_out
-
-    @property
-    def measure(self) -> str:
-        """The headline, such as `ndcg@10`."""
-        return f"{self.held_out.config.metrics[0]}@{self.held_out.config.ks[0]}"
-
-    @property
-    def searches(self) -> pd.DataFrame:
-        """model, what is searched, value (on validation), chosen."""
-        return pd.concat([choice.tried for choice in self.choices], ignore_index=True)
-
-    @property
-    def rungs(self) -> pd.DataFrame | None:
-        """What the kinds of the subject were picked by; None where they were given."""
-        return self.choices[-1].rungs
-
-    @property
-    def parent_helped(self) -> bool:
-        """Whether there is a parent that was better than the base on validation, or is live."""
-        if self.subject.parent is None or self.given_parent is not None:
-            return self.subject.parent is not None
-        pooled = next(t for t in self.trained if t.contender.model == POOLED)
-        return bool(pooled.helped)
-
-    @property
-    def subject(self) -> Trained:
-        return next(t for t in self.trained if t.contender.model == SUBJECT)
 
 
 def pairs_of(models: Sequence[str], subject: str, baseline: str) -> list[tuple[str, str]]:
@@ -131,46 +79,45 @@ def describe(config: AdapterConfig) -> str:
     return ", ".join(kinds) or "none"
 
 
+def compared(assessment: Assessment, folder: RunFolder) -> Tables:
+    """Compare what the run measured, and write the tables into its folder."""
+    pairs = pairs_of(assessment.models, SUBJECT, BASE)
+    tables = assessment.tables(pairs, sliced=[(SUBJECT, BASE)])
+    tables.write(folder.path)
+    return tables
+
+
 def write_run_report(
     settings: RunSettings,
-    folder: RunFolder,
-    measured: Measured,
+    inputs: Inputs,
+    learned: Learned,
     decisions: Decisions,
-    cut: pd.DataFrame,
-    windows: Windows,
+    assessment: Assessment,
+    tables: Tables,
     quality: Mapping[str, int],
 ) -> None:
-    """Compare what the run measured, and write its tables and its page.
-
-    Args:
-        cut: the windows before identifiers unknown to the base were dropped; see
-            `Windows.summary`.
-        windows: what was trained and tested on.
-    """
-    pairs = pairs_of(measured.assessment.models, SUBJECT, BASE)
-    tables = measured.assessment.tables(pairs, sliced=[(SUBJECT, BASE)])
-    tables.write(folder.path)
+    """Write the run's page."""
     evaluation = settings.evaluation
     write_report(
-        folder.report,
+        inputs.folder.report,
         Report(
             title=f"Do per-segment adapters help? {settings.name}",
-            run=folder.id,
+            run=inputs.folder.id,
             subject=SUBJECT,
             baseline=BASE,
             metric=evaluation.metrics[0],
             k=evaluation.ks[0],
             means=tables.means,
             lifts=tables.comparison,
-            segments=segment_states(windows, measured.subject, decisions),
-            curves=_curves(measured.trained),
-            split=cut,
+            segments=segment_states(inputs.windows, learned.subject, decisions),
+            curves=_curves(learned.trained),
+            split=inputs.cut.table,
             data_quality=quality,
             definitions=definitions(tables),
-            settings=resolved(settings) | {"chosen on validation": _chosen(measured.searches)},
+            settings=resolved(settings) | {"chosen on validation": _chosen(learned.searches)},
             versions=versions(),
             repeat=settings.repeat,
-            notes=_notes(settings, measured, decisions),
+            notes=_notes(settings, learned, decisions, assessment),
             sections=sections_of(tables, evaluation.ks[0], SUBJECT, BASE),
         ),
     )
@@ -194,30 +141,32 @@ def _chosen(searches: pd.DataFrame) -> dict[str, dict[str, float]]:
     return {str(row["model"]): {c: row[c] for c in columns} for _, row in chosen.iterrows()}
 
 
-def _notes(settings: RunSettings, measured: Measured, decisions: Decisions) -> list[str]:
+def _notes(
+    settings: RunSettings, learned: Learned, decisions: Decisions, assessment: Assessment
+) -> list[str]:
     seeds = f"the mean of {len(settings.seeds)} seeds" if len(settings.seeds) > 1 else "of one seed"
     notes = [
         f"Each trained model is {seeds}; the base model is one, so intervals say nothing about "
         "another base.",
-        _published(settings, measured, decisions),
+        _published(settings, decisions, assessment),
         "Rates of tables and bias of every trained model were chosen on validation from one grid; "
         "test chose nothing.",
-        *_kinds(measured),
+        *_kinds(learned),
         "Recent popularity counts the adapt window; all-time popularity everything before test.",
         "Curves show the headline metric on validation, of the first seed.",
     ]
-    edges = _at_the_edge(settings.search, measured.searches)
+    edges = _at_the_edge(settings.search, learned.searches)
     if edges:
         notes.append(f"Chosen at the edge of the grid, so a wider one may do better: {edges}.")
     notes += split_notes(settings)
     return notes
 
 
-def _kinds(measured: Measured) -> list[str]:
+def _kinds(learned: Learned) -> list[str]:
     """How the kinds of the segments' own adapters came about."""
-    if measured.rungs is None:
+    if learned.rungs is None:
         return []
-    chosen = measured.rungs[measured.rungs["chosen"]]
+    chosen = learned.rungs[learned.rungs["chosen"]]
     picked = "; ".join(
         f"up to {row['rows']:,} rows: {row['rung']} ({row['segments']:,} segments)"
         for _, row in chosen.iterrows()
@@ -229,17 +178,15 @@ def _kinds(measured: Measured) -> list[str]:
     ]
 
 
-def _published(settings: RunSettings, measured: Measured, decisions: Decisions) -> str:
+def _published(settings: RunSettings, decisions: Decisions, assessment: Assessment) -> str:
     """What went live, and what it scores."""
-    results, (seed, *_) = measured.assessment.results, settings.seeds
-    metric, k = settings.evaluation.metrics[0], settings.evaluation.ks[0]
-    chosen = (results["metric"] == metric) & (results["k"] == k)
-    own = results[chosen & (results["model"] == SUBJECT) & (results["seed"] == seed)]
+    evaluation, seed = settings.evaluation, settings.seeds[0]
+    own = assessment.mean_of(SUBJECT, evaluation.metrics[0], evaluation.ks[0])
     counts = ", ".join(f"{n:,} {status}" for status, n in decisions.counts.items())
     share = settings.gate.canary
     return (
         f"Segments: {counts}. Candidates are the adapters of seed {seed}, which alone has "
-        f"{measured.measure} {own['value'].mean():.4f}; where an own adapter did not help, the "
+        f"{evaluation.headline} {own:.4f}; where an own adapter did not help, the "
         "parent of that seed. Each was held against what was live on the validation users who "
         "chose none of its epochs; decisions.parquet has the numbers."
         + (f" What passed goes live for {share:.0%} of the users first." if share else "")

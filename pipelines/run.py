@@ -316,6 +316,11 @@ class RunFolder:
         return self.path / "training"
 
     @property
+    def measuring(self) -> Path:
+        """Where lists and tables are kept while the run is under way."""
+        return self.path / "measuring"
+
+    @property
     def has_begun(self) -> bool:
         """Whether there is something to go on from."""
         return (self.path / "events.jsonl").exists() and not self.is_complete
@@ -347,8 +352,9 @@ class RunFolder:
             file.write(json.dumps(line, default=str) + "\n")
 
     def complete(self, summary: Mapping[str, Any]) -> None:
-        """Write `run.json`; the checkpoints are needed no more."""
-        shutil.rmtree(self.training, ignore_errors=True)
+        """Write `run.json`; what was kept to go on from is needed no more."""
+        for folder in (self.training, self.measuring):
+            shutil.rmtree(folder, ignore_errors=True)
         self.event("complete")
         about = {
             "format": 1,

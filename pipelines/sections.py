@@ -75,6 +75,6 @@ def _wide(table: pd.DataFrame, columns: str, values: str) -> pd.DataFrame:
 
 def definitions(tables: Tables) -> dict[str, str]:
     """The formulas of what was measured."""
-    measured = (tables.results, tables.lists, tables.labels)
+    measured = (tables.means, tables.lists, tables.labels)
     names = [name for table in measured if len(table) for name in table["metric"].unique()]
     return {name: DEFINITIONS[name] for name in names}

@@ -18,8 +18,9 @@ from reclora.interactions.summary import LogSummary
 
 from .contenders import SUBJECT
 from .evaluated import Evaluated
+from .plan import Planned
 from .prepare import describe
-from .retrain import Outcome, Planned
+from .retrain import Outcome
 from .yardstick import BASE
 
 SEGMENTS_SHOWN = 20

@@ -1,4 +1,4 @@
-"""Who gets lists in a batch, what they have seen, and what they may be given."""
+"""Who gets lists in a batch, and what they have seen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from reclora.base import BaseModel
 from reclora.evaluation import ForeignError
@@ -101,15 +100,12 @@ class Wanted:
         return int(np.count_nonzero(self.codes_L == len(self.segments)))
 
     def runs(self, lists: slice) -> Iterator[tuple[str | None, Rows]]:
-        """(segment, its user rows) of consecutive lists; None: no segment."""
-        codes, user_rows = self.codes_L[lists], self.user_rows_L[lists]
+        """(segment, the places of its lists) of consecutive lists; None: no segment."""
+        codes = self.codes_L[lists]
         starts = np.flatnonzero(np.diff(codes)) + 1
-        for part in np.split(np.arange(len(codes)), starts):
-            code = codes[part[0]]
-            yield (
-                None if code == len(self.segments) else self.segments[code],
-                user_rows[part],
-            )
+        for places in np.split(np.arange(len(self))[lists], starts):
+            code = self.codes_L[places[0]]
+            yield None if code == len(self.segments) else self.segments[code], places
 
 
 def wanted_of(
@@ -143,7 +139,7 @@ def wanted_of(
         return _in_the_log(history, is_asked, dropped)
     names = tuple(sorted(table.segments))
     codes = table.codes(names)
-    known = {*history.segments, *release.segments}
+    known = {*history.segments, *(name for found in release.maps for name in found)}
     is_known = np.array([name in known for name in names])
     strange = np.flatnonzero((user_rows >= 0) & ~is_known[codes])
     if len(strange) and unknown == "fail":
@@ -185,67 +181,3 @@ def _of_keys(
     names: tuple[str, ...], keys: Rows, num_users: int, dropped: Mapping[str, int]
 ) -> Wanted:
     return Wanted(names, keys // num_users, keys % num_users, dropped)
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """The items that may be recommended in each segment, as `evaluation.candidates` says."""
-
-    num_items: int
-    of_segments: Mapping[str, Rows]
-    of_others: Rows | None
-    """Of segments that are not among them, and of no segment; None: all items."""
-
-    @classmethod
-    def of(
-        cls, settings: RunSettings, base: BaseModel, history: History, wanted: Wanted
-    ) -> Candidates:
-        """The whole catalogue, the items that a segment has rows with, or those of a file.
-
-        Raises:
-            ForeignError: the file cannot be read, or has no known item for a segment.
-        """
-        num_items = len(base.items)
-        if settings.candidates is not None:
-            return cls._given(settings.candidates, base, wanted)
-        if settings.evaluation.candidates == "catalogue":
-            return cls(num_items, {}, None)
-        known = history.item_rows >= 0
-        own = _grouped(history.segments, history.codes[known], history.item_rows[known])
-        return cls(num_items, own, None)
-
-    @classmethod
-    def _given(cls, path: Path, base: BaseModel, wanted: Wanted) -> Candidates:
-        table = PlainTable.read(path, ("item_id",))
-        item_rows = table.rows("item_id", base.items)
-        known = item_rows >= 0
-        own: Mapping[str, Rows] = {}
-        if "segment" in table:
-            own = _grouped(table.segments, table.codes(table.segments)[known], item_rows[known])
-            empty = [name for name in wanted.segments if name not in own]
-            if empty:
-                raise ForeignError(
-                    f"{path}: segment {empty[0]!r} has no candidate that the base knows"
-                )
-        if not known.any():
-            raise ForeignError(f"{path} has no candidate that the base knows")
-        return cls(len(base.items), own, item_rows[known])
-
-    def mask(self, segment: str | None) -> Tensor | None:
-        """Whether each item may be recommended, bool, shape (N,); None: all may."""
-        rows = self.of_others
-        if segment is not None:
-            rows = self.of_segments.get(segment, rows)
-        if rows is None:
-            return None
-        mask_N = torch.zeros(self.num_items, dtype=torch.bool)
-        mask_N[torch.from_numpy(rows)] = True
-        return mask_N
-
-
-def _grouped(names: Sequence[str], codes: Rows, rows: Rows) -> dict[str, Rows]:
-    """The rows of each code that has any, by its name."""
-    order = np.argsort(codes, kind="stable")
-    bounds = np.searchsorted(codes[order], np.arange(1, len(names)))
-    parts = zip(names, np.split(rows[order], bounds), strict=True)
-    return {name: part for name, part in parts if len(part)}

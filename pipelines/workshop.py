@@ -22,6 +22,7 @@ from reclora.adapters import Adapter
 from reclora.bank import AdapterBank
 from reclora.checkpoints import Checkpoint
 from reclora.early_stopping import Judge
+from reclora.evaluation import KeptLists
 from reclora.interactions import Interactions
 from reclora.training import Training, TrainingConfig, TrainingError, train
 from reclora.workers import Finished, run_tasks
@@ -41,6 +42,10 @@ class Workshop:
     chunk_rows: int = 200_000
     """Rows of the log in a chunk, at most, but one segment at least."""
     workers: int = 1
+
+    def lists(self, *what: object) -> KeptLists | None:
+        """Where the lists of what was trained are kept; None keeps nothing."""
+        return None if self.folder is None else KeptLists(self.folder, f"lists-{digest(*what)}")
 
     def train(
         self,

@@ -7,12 +7,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from reclora.base import BaseModel
 from reclora.evaluation import ForeignError, LabelledRows, read_labelled, recommend, slices_of
-from reclora.evaluation.plain import EVERYBODY, PlainTable
+from reclora.evaluation.plain import EVERYBODY
 from reclora.files import sha256_of
 from reclora.interactions import IdMap
 from reclora.popularity import popularity
@@ -20,6 +19,7 @@ from reclora.ranking import Scorer
 from reclora.splits import LeakageError, Windows
 
 from .assessment import Yardstick
+from .candidate_items import CandidateItems
 from .pretrain import hold_out_some
 from .run import RunSettings
 
@@ -36,7 +36,7 @@ def yardstick_of(
     run: str,
     current: ScorerOf | None = None,
 ) -> Yardstick:
-    """The test window, its slices, what items are like, what is current, and labelled rows.
+    """The test window, what items are like, what is current, and labelled rows.
 
     Args:
         current: the scorers of the current release: lists have an overlap with its lists.
@@ -56,13 +56,18 @@ def yardstick_of(
     return Yardstick(
         run=run,
         held_out=held_out,
-        slices=slices_of(held_out, windows.test, seen),
         users=base.users,
         features_NF=base.item_table.materialised().numpy(),
         current=lists,
         labelled=labelled,
         labelled_unknown=unknown,
     )
+
+
+def sliced(yardstick: Yardstick, windows: Windows) -> Yardstick:
+    """The same with the slices of the test window, which are as large as the window itself."""
+    slices = slices_of(yardstick.held_out, windows.test, windows.before_test)
+    return replace(yardstick, slices=slices)
 
 
 def files_beside_the_log(settings: RunSettings) -> dict[str, str]:
@@ -110,29 +115,16 @@ def untrained(base: BaseModel, windows: Windows) -> dict[str, ScorerOf]:
 def candidates_of(
     settings: RunSettings, items: IdMap, segments: tuple[str, ...]
 ) -> dict[str, Tensor] | None:
-    """Which items are ranked for each segment, where the settings name a file of them.
+    """The items that are ranked for each segment, where the settings name a file of them.
 
     Raises:
-        ForeignError: the file lacks item_id; or a segment has no candidate that the base knows.
+        ForeignError: as `CandidateItems.read`.
     """
     if settings.candidates is None:
         return None
-    table = PlainTable.read(settings.candidates, ("item_id",))
-    item_rows = table.rows("item_id", items)
-    names = table.segments
-    codes = table.codes(names)
-    masks = {}
-    for segment in segments:
-        # Without a column every row is of every segment.
-        own = codes == (names.index(segment) if segment in names else -1)
-        chosen = item_rows[(own if "segment" in table else codes >= 0) & (item_rows >= 0)]
-        if not len(chosen):
-            raise ForeignError(
-                f"{settings.candidates}: segment {segment!r} has no candidate that the base knows"
-            )
-        masks[segment] = torch.zeros(len(items), dtype=torch.bool)
-        masks[segment][torch.from_numpy(chosen)] = True
-    return masks
+    found = CandidateItems.read(settings.candidates, items, segments)
+    masks = ((segment, found.mask(segment)) for segment in segments)
+    return {segment: mask_N for segment, mask_N in masks if mask_N is not None}
 
 
 def _labelled(settings: RunSettings, base: BaseModel, windows: Windows) -> tuple[LabelledRows, int]:

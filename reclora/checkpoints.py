@@ -26,7 +26,7 @@ from torch import Tensor
 
 from reclora.files import atomic_write, make_folder
 
-SECONDS = 30.0
+SECONDS = 20.0
 """How much work a kill costs at the most, but for the step that is under way."""
 
 

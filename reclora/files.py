@@ -11,7 +11,7 @@ import fcntl
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -86,8 +86,23 @@ def write_parquet(path: Path, table: pa.Table) -> None:
 
     Without checksums a flipped bit reads back as a wrong value, silently. Raises as `atomic_write`.
     """
-    with atomic_write(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+    write_parquet_parts(path, [table])
+
+
+def write_parquet_parts(path: Path, tables: Iterable[pa.Table]) -> None:
+    """Write tables of one schema, at least one, as `write_parquet` would write all of them; no more
+    than one is asked for at once.
+    """
+    with atomic_write(path) as temporary, contextlib.ExitStack() as held:
+        writer: pq.ParquetWriter | None = None
+        for table in tables:
+            if writer is None:
+                writer = held.enter_context(
+                    pq.ParquetWriter(
+                        temporary, table.schema, compression="zstd", write_page_checksum=True
+                    )
+                )
+            writer.write_table(table)
 
 
 def read_parquet(path: Path) -> pa.Table:

@@ -1,12 +1,14 @@
 """Tasks divided among worker processes, each of which may die without harm to the others.
 
-Workers are forked: they see all that this process has in memory, and nothing is sent to them. What
-they make is written to files by themselves. A task whose worker dies is tried again, then its parts
-each in a worker of their own; a part that dies again is given up.
+Workers are forked: they see all that this process has in memory, and are sent only the numbers of
+parts. What they make is written to files or shared memory by themselves. A worker does one task
+after the other: what it has compiled and read stays warm. A task whose worker dies is tried again,
+then its parts each alone; a part that dies again is given up.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -17,7 +19,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
 import torch
@@ -54,7 +56,7 @@ def run_tasks(
     workers: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Finished:
-    """Do every task in one of `workers` processes at a time.
+    """Do every task in one of `workers` processes.
 
     A task that ends with an error (and not by a signal) is not tried again: it would end so again.
     Its parts are given up, with the error as the reason.
@@ -67,38 +69,80 @@ def run_tasks(
         KeyboardInterrupt: this process was told to stop; its workers have stopped too.
     """
     waiting = deque(Task(parts) for parts in tasks)
-    running: dict[int, tuple[BaseProcess, Task]] = {}
     finished, ended = Finished(), 0
+    idle, busy = list[_Worker](), dict[Connection, _Worker]()
     try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                process = _started(work, task := waiting.popleft())
-                running[process.sentinel] = process, task
-            for sentinel in wait(list(running)):
-                process, task = running.pop(sentinel)  # type: ignore[arg-type]
-                process.join()
-                again = _ended(task, process.exitcode or 0, finished)
+        while waiting or busy:
+            while waiting and len(busy) < workers:
+                worker = idle.pop() if idle else _Worker.started(work)
+                worker.begin(waiting.popleft())
+                busy[worker.line] = worker
+            for line in wait(list(busy)):
+                worker = busy.pop(line)  # type: ignore[arg-type]
+                again = _ended(worker.task, code := worker.outcome(), finished)
+                if code == 0:
+                    idle.append(worker)
                 waiting.extendleft(reversed(again))
                 ended += not again
                 if progress is not None:
-                    progress(ended, ended + len(waiting) + len(running))
+                    progress(ended, ended + len(waiting) + len(busy))
     except BaseException:
-        _stop([process for process, _ in running.values()])
+        _stop([worker.process for worker in (*busy.values(), *idle)])
         raise
+    for worker in idle:
+        worker.dismiss()
     return finished
 
 
-def _started(work: Work, task: Task) -> BaseProcess:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    context = multiprocessing.get_context("fork")
-    process = context.Process(target=_worker, args=(work, task.parts, os.getpid()))
-    process.start()
-    return process
+@dataclass
+class _Worker:
+    """A process that does one task after the other, and what it is doing."""
+
+    process: BaseProcess
+    line: Connection
+    task: Task = Task(())
+
+    @classmethod
+    def started(cls, work: Work) -> _Worker:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        context = multiprocessing.get_context("fork")
+        line, its_line = context.Pipe()
+        process = context.Process(target=_work, args=(work, its_line, os.getpid()))
+        process.start()
+        # Nobody else holds its end, so that the line ends when it does.
+        its_line.close()
+        return cls(process, line)
+
+    def begin(self, task: Task) -> None:
+        self.task = task
+        self._say(task.parts)
+
+    def outcome(self) -> int:
+        """0 where the task is done; else how the process ended."""
+        try:
+            self.line.recv()
+        except (EOFError, ConnectionResetError):
+            self.process.join()
+            # One that leaves without a word has not done its task.
+            return self.process.exitcode or 1
+        return 0
+
+    def dismiss(self) -> None:
+        self._say(None)
+        self.process.join()
+        self.line.close()
+
+    def _say(self, what: tuple[Part, ...] | None) -> None:
+        # One that was killed while it had nothing to do is found out by its outcome.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.line.send(what)
 
 
-def _worker(work: Work, parts: tuple[Part, ...], parent: int) -> None:
-    """Do one task; whoever is told to stop twice has kept what it could at the first time."""
+def _work(work: Work, line: Connection, parent: int) -> None:
+    """Do tasks until there are no more; whoever is told to stop twice has kept what it could at the
+    first time.
+    """
     # A worker whose parent was killed must not go on beside the next run. Linux alone has this.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     if os.getppid() != parent:
@@ -114,7 +158,9 @@ def _worker(work: Work, parts: tuple[Part, ...], parent: int) -> None:
     signal.signal(signal.SIGTERM, stop)
     torch.set_num_threads(1)
     try:
-        work(parts)
+        while (parts := line.recv()) is not None:
+            work(parts)
+            line.send("done")
     except KeyboardInterrupt:
         os._exit(INTERRUPTED)
     except BaseException:

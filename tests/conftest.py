@@ -5,6 +5,10 @@ import os
 import pytest
 from hypothesis import settings
 
+# Threads that spin as they wait cost several times their work on shared cores; torch reads this
+# when it is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # The first call of a compiled loop waits for the compiler: no test is timed.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from select import select
 from typing import Any
 
 import pytest
@@ -61,10 +62,12 @@ def same(left: tuple[AdapterBank, Training], right: tuple[AdapterBank, Training]
     return all(numbers(bank, name) == numbers(other, name) for name in LOG.segment_names)
 
 
-WHOLE = {judged: trained(None, judged) for judged in (True, False)}
+@cache
+def whole(judged: bool = True) -> tuple[AdapterBank, Training]:
+    return trained(None, judged)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=4), st.booleans())
 def test_broken_anywhere_it_goes_on_to_the_same_bytes(
     tmp_path_factory: pytest.TempPathFactory, breaks: list[int], judged: bool
@@ -76,12 +79,12 @@ def test_broken_anywhere_it_goes_on_to_the_same_bytes(
         except SystemExit:
             continue
         break
-    assert same(trained(Checkpoint(path, "a"), judged), WHOLE[judged])
+    assert same(trained(Checkpoint(path, "a"), judged), whole(judged))
 
 
 def test_what_is_done_is_not_trained_again(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "folder" / "checkpoint.safetensors", "a")
-    assert same(trained(checkpoint), WHOLE[True])
+    assert same(trained(checkpoint), whole())
     before = checkpoint.path.stat().st_mtime_ns
 
     def judge(*_: object) -> Any:
@@ -89,7 +92,7 @@ def test_what_is_done_is_not_trained_again(tmp_path: Path) -> None:
 
     bank = AdapterBank.for_log(BASE, LOG, ADAPTER)
     again = Checkpoint(checkpoint.path, "a", seconds=1e9)
-    assert same((bank, train(bank, LOG, CONFIG, judge=judge, checkpoint=again)), WHOLE[True])
+    assert same((bank, train(bank, LOG, CONFIG, judge=judge, checkpoint=again)), whole())
     assert checkpoint.path.stat().st_mtime_ns >= before
 
 
@@ -113,7 +116,7 @@ def test_what_is_not_its_own_or_damaged_is_trained_anew(tmp_path: Path, damage: 
     assert Checkpoint(path, of).load() is None
     if damage == "a folder":
         path.rmdir()
-    assert same(trained(Checkpoint(path, of)), WHOLE[True])
+    assert same(trained(Checkpoint(path, of)), whole())
 
 
 def test_an_interrupt_keeps_what_is_reached(tmp_path: Path) -> None:
@@ -131,7 +134,7 @@ def test_an_interrupt_keeps_what_is_reached(tmp_path: Path) -> None:
         train(bank, LOG, CONFIG, judge=judge, checkpoint=Checkpoint(path, "a", seconds=1e9))
     kept = Checkpoint(path, "a").load()
     assert kept is not None and kept[1]["epoch"] == 2 and kept[1]["step"] > 0
-    assert same(trained(Checkpoint(path, "a")), WHOLE[True])
+    assert same(trained(Checkpoint(path, "a")), whole())
 
 
 def test_signals_wait_for_the_end_of_a_step() -> None:
@@ -170,54 +173,65 @@ def test_a_full_disk_is_an_error_and_the_last_one_stays(tmp_path: Path) -> None:
     assert kept is not None and kept[0]["x"].tolist() == [0, 1, 2] and kept[1] == {"epoch": 1}
 
 
-SCRIPT = """
-import sys
+TRAIN_WHEN_TOLD = """
+import os, sys
 from pathlib import Path
 import torch
+import torch._dynamo  # the first optimizer would, for seconds
 torch.set_num_threads(1)
 from test_checkpoints import ADAPTER, BASE, CONFIG, LOG, VALIDATION, long
 from reclora.bank import AdapterBank
 from reclora.checkpoints import Checkpoint
 from reclora.training import HeldOutLoss, train
-bank = AdapterBank.for_log(BASE, LOG, ADAPTER)
-print("begins", flush=True)
-train(bank, LOG, long(), judge=HeldOutLoss(VALIDATION, CONFIG),
-      checkpoint=Checkpoint(Path(sys.argv[1]), "a", seconds=0.05))
-print("ends", flush=True)
+
+for _ in sys.stdin:
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            bank = AdapterBank.for_log(BASE, LOG, ADAPTER)
+            print(os.getpid(), flush=True)
+            train(bank, LOG, long(), judge=HeldOutLoss(VALIDATION, CONFIG),
+                  checkpoint=Checkpoint(Path(sys.argv[1]), "a", seconds=0.05))
+            code = 0
+        finally:
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 
 
 def long() -> TrainingConfig:
     """A training of a second or more."""
-    return replace(CONFIG, epochs=60, patience=60)
+    return replace(CONFIG, epochs=40, patience=40)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_process_goes_on_to_the_same_bytes(tmp_path: Path, number: int) -> None:
     """Again and again, wherever it happens to be, until it is done."""
-    path, kills = tmp_path / "checkpoint.safetensors", 0
-    for _ in range(50):
-        process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, path],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
-        )
-        with process:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "begins\n"
-            try:
-                process.wait(0.3 + 0.17 * kills)
-                break
-            except subprocess.TimeoutExpired:
-                process.send_signal(number)
+    path, kills, codes = tmp_path / "checkpoint.safetensors", 0, []
+    # One process imports, and forks those that train.
+    with subprocess.Popen(
+        [sys.executable, "-c", TRAIN_WHEN_TOLD, path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    ) as trainers:
+        assert trainers.stdin is not None and trainers.stdout is not None
+        while 0 not in codes and len(codes) < 50:
+            trainers.stdin.write("train\n")
+            trainers.stdin.flush()
+            pid = int(trainers.stdout.readline())
+            if not select([trainers.stdout], [], [], 0.3 + 0.17 * kills)[0]:
+                os.kill(pid, number)
                 kills += 1
-    assert kills >= 1 and process.returncode == 0
-    shutil.copy(path, tmp_path / "done.safetensors")
+            codes.append(int(trainers.stdout.readline()))
+    assert kills >= 1 and codes[-1] == 0
+    assert set(codes[:-1]) == {-number if number == signal.SIGKILL else 1}
     resumed = AdapterBank.for_log(BASE, LOG, ADAPTER)
-    whole = AdapterBank.for_log(BASE, LOG, ADAPTER)
+    unbroken = AdapterBank.for_log(BASE, LOG, ADAPTER)
     judge = HeldOutLoss(VALIDATION, CONFIG)
     done = train(resumed, LOG, long(), judge=judge, checkpoint=Checkpoint(path, "a"))
-    expected = train(whole, LOG, long(), judge=judge)
-    assert same((resumed, done), (whole, expected))
+    expected = train(unbroken, LOG, long(), judge=judge)
+    assert same((resumed, done), (unbroken, expected))

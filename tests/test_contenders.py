@@ -28,14 +28,14 @@ from reclora.pipelines.contenders import (
     Choice,
     Contender,
     Ground,
+    Trained,
     choose,
     contenders,
     grid,
-    headline,
     headline_values,
     train_contender,
 )
-from reclora.pipelines.retrain import onto_base
+from reclora.pipelines.inputs import onto_base
 from reclora.pipelines.run import RunSettings, Search
 from reclora.ranking import Scorer
 from reclora.splits import SplitConfig, split
@@ -137,7 +137,7 @@ def test_settings_are_compared_by_the_users_that_chose_no_epoch(
     monkeypatch.setattr(
         contenders_module,
         "headline_values",
-        lambda h, *rest: compared.append(users_of(h)) or headline_values(h, *rest),
+        lambda g, *rest: compared.append(users_of(g.held_out)) or headline_values(g, *rest),
     )
     ladder = rungs(settings.adapter)
     _, pooled, _, subject = contenders(settings)
@@ -172,12 +172,16 @@ def test_of_equal_settings_the_first_is_chosen(world: World) -> None:
 
 def test_the_headline_is_the_mean_over_all_users(world: World) -> None:
     settings, ground = world
-    scorer = ground.base.scorer()
-    found = headline(ground.held_out, lambda name: scorer, "base")
+    trained = train_contender(contenders(settings)[1], ground, settings.training, 0)
+    found = mean_of(ground, trained)
     assert settings.evaluation.ks[0] == 10 and settings.evaluation.metrics[0] == "ndcg"
-    table = evaluate(ground.held_out, lambda name: scorer, model="base", run="", seed=0)
+    table = evaluate(ground.held_out, trained.scorer_of(), model="m", run="", seed=0)
     values = table[(table["metric"] == "ndcg") & (table["k"] == 10)]["value"]
     assert found == pytest.approx(values.mean())
+
+
+def mean_of(ground: Ground, trained: Trained) -> float:
+    return float(headline_values(ground, trained)["value"].mean())
 
 
 def test_a_pooled_model_is_the_same_for_every_segment(world: World) -> None:
@@ -309,7 +313,7 @@ def test_rungs_are_the_segments_trained_so_and_judged_apart(shifted: World) -> N
     for rung, kinds in rungs(settings.adapter).items():
         contender = replace(contenders(settings)[-1], config=kinds)
         trained = train_contender(contender, even, choice.config, settings.seeds[0])
-        mean = headline(odd.held_out, trained.scorer_of(), SUBJECT)
+        mean = mean_of(odd, trained)
         said = choice.rungs.set_index("rung").loc[rung]
         assert said["mean"] == pytest.approx(mean, abs=1e-12)
         assert said["users"] == odd.held_out.num_users

@@ -1,6 +1,7 @@
 """The verb `evaluate`: releases of a store and lists of other systems, to tables, page and code."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +13,17 @@ import pytest
 import torch
 
 from reclora.base import BaseModel
+from reclora.comparison import compare
 from reclora.evaluation import EvaluationConfig, ForeignError, hold_out, read_foreign
 from reclora.files import read_parquet
 from reclora.interactions import Interactions
 from reclora.metrics import CONVENTIONS
-from reclora.pipelines.assessment import Assessment, Yardstick, compare_all
+from reclora.pipelines.assessment import Assessment, Yardstick
 from reclora.pipelines.contenders import SUBJECT
 from reclora.pipelines.evaluate import evaluate_releases
 from reclora.pipelines.evaluate_lists import evaluate_files
 from reclora.pipelines.evaluated import Evaluated
+from reclora.pipelines.kept import Kept
 from reclora.pipelines.live import KNOWN_UNTIL
 from reclora.pipelines.retrain import retrain
 from reclora.pipelines.run import RunSettings
@@ -78,7 +81,11 @@ def test_the_tables_agree_with_each_other(settings: RunSettings) -> None:
     lists = tables["lists"].set_index(["scope", "segment", "model", "metric", "k"])["mean"]
     assert lists["all", "", "release 1", "overlap", 10] == 1
     assert 0 < lists["all", "", "release 1", "coverage", 10] <= 1
-    again = compare_all(results, [("release 1", BASE)])
+    measures = results[["metric", "k"]].drop_duplicates().itertuples(index=False, name=None)
+    again = pd.concat(
+        [compare(results, "release 1", BASE, metric=metric, k=k) for metric, k in measures],
+        ignore_index=True,
+    )
     stored = tables["comparison"]
     mine = stored[(stored["model"] == "release 1") & (stored["baseline"] == BASE)]
     pd.testing.assert_frame_equal(mine.reset_index(drop=True), again, check_dtype=False)
@@ -89,6 +96,34 @@ def test_the_tables_agree_with_each_other(settings: RunSettings) -> None:
     assert activity["users"].sum() == headline["users"]
     means = (activity["model_mean"] * activity["users"]).sum() / activity["users"].sum()
     assert means == pytest.approx(headline["model_mean"])
+
+
+def test_candidates_are_measured_beside_what_is_current(
+    settings: RunSettings, tmp_path: Path
+) -> None:
+    """As they are once they are promoted."""
+    shutil.copytree(settings.folder, tmp_path / "work")
+    mine = replace(settings, folder=tmp_path / "work")
+    base, store = BaseModel.load(mine.base_folder), AdapterStore(mine.store_folder)
+    fingerprint = base.fingerprint
+    old = [store.load(name, base_fingerprint=fingerprint) for name in ("日本", "market 0")]
+    swapped = [replace(old[n], segment=old[1 - n].segment) for n in (0, 1)]
+    store.publish(swapped[:1], reason="try", canary=0.1)
+    waiting = evaluate_releases(mine, [2])
+    models = {"release 2", "release 2, candidates"}
+    results = read_parquet(waiting.folder.results).to_pandas().set_index("model")
+    assert models < set(results.index) and waiting.subject == "release 2"
+    pairs = waiting.tables.comparison[["model", "baseline"]].drop_duplicates()
+    assert ("release 2", "release 2, candidates") in set(pairs.itertuples(index=False, name=None))
+    assert "serves all their users, not only the share of 0.1" in waiting.folder.report.read_text()
+    store.promote(reason="it sings")
+    promoted = read_parquet(evaluate_releases(mine, [3, 1]).folder.results).to_pandas()
+    promoted = promoted.set_index("model")
+    for before, after in (("release 2", "release 1"), ("release 2, candidates", "release 3")):
+        for column in ("segment", "user_id", "metric", "k", "value"):
+            assert results.loc[before, column].tolist() == promoted.loc[after, column].tolist()
+    one, other = (promoted.loc[f"release {n}", "value"].tolist() for n in (1, 3))
+    assert one != other
 
 
 def test_a_segment_that_a_release_lacks_has_the_base(settings: RunSettings) -> None:
@@ -185,6 +220,10 @@ def test_a_release_that_knew_the_test_window_is_refused(tmp_path: Path) -> None:
     store.publish([adapter], reason="later", metrics={"a": {KNOWN_UNTIL: late}})
     with pytest.raises(LeakageError, match="release 2 was chosen on rows until .* evaluate an ear"):
         evaluate_releases(mine, [])
+    store.rollback(reason="too early")
+    store.publish([adapter], reason="try", canary=0.5, metrics={"a": {KNOWN_UNTIL: late}})
+    with pytest.raises(LeakageError, match="release 4 was chosen on rows until"):
+        evaluate_releases(mine, [4])
     assert evaluate_releases(mine, [1]).subject == "release 1"
 
 
@@ -232,13 +271,13 @@ def test_lists_of_other_systems_are_compared(files: dict[str, Path], tmp_path: P
     assert "How good are the lists of good?" in evaluated.folder.report.read_text()
 
 
-def test_sections_say_what_was_measured(files: dict[str, Path]) -> None:
+def test_sections_say_what_was_measured(files: dict[str, Path], tmp_path: Path) -> None:
     lists = {"good": files["good"], "bad": files["bad"]}
     foreign = read_foreign(lists, files["test"], files["train"], 10)
     config = EvaluationConfig(ks=(10, 5), metrics=("recall",))
     held_out = hold_out(foreign.heldout, foreign.seen, config)
-    yardstick = Yardstick("r", held_out, {}, foreign.heldout.users)
-    assessment = Assessment(yardstick)
+    yardstick = Yardstick("r", held_out, foreign.heldout.users)
+    assessment = Assessment(yardstick, Kept(tmp_path))
     for model, its in foreign.lists.items():
         assessment.take(model, its)
     tables = assessment.tables([("good", "bad")], sliced=[("good", "bad")])

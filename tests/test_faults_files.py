@@ -75,6 +75,16 @@ def save_one_more(root: Path) -> None:
     store.publish(adapters({"de": 10 + len(store.releases())}), reason="one more")
 
 
+def save_a_day_early(root: Path) -> None:
+    os.environ["SECONDS_AHEAD"] = "-86400"
+    save_one_more(root)
+
+
+def save_a_day_late(root: Path) -> None:
+    os.environ["SECONDS_AHEAD"] = "86400"
+    save_one_more(root)
+
+
 SAVES: dict[str, Callable[[Path], None]] = {
     "store": save_store,
     "base": save_base,
@@ -88,10 +98,12 @@ CHECKS: dict[str, Callable[[Path], None]] = {
     "page": check_page,
 }
 
+AT_OTHER_TIMES = {"a day early": save_a_day_early, "a day late": save_a_day_late}
+
 SAVE_WHEN_TOLD = """
 import ctypes, os, sys
 from pathlib import Path
-from tests.test_faults_files import SAVES, save_one_more
+from tests.test_faults_files import AT_OTHER_TIMES, SAVES
 
 for line in sys.stdin:
     what, root = line.rstrip("\\n").split("\\t")
@@ -103,7 +115,7 @@ for line in sys.stdin:
             # Where Yama guards ptrace, this lets a stranger attach (PR_SET_PTRACER, any).
             ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)
             os.read(receive, 1)
-            (SAVES | {"one more": save_one_more})[what](Path(root))
+            (SAVES | AT_OTHER_TIMES)[what](Path(root))
             code = 0
         except OSError:
             code = 1
@@ -333,10 +345,10 @@ int clock_gettime(clockid_t which, struct timespec *now)
 def test_row_38_releases_are_ordered_by_number_whatever_the_clock_says(tmp_path: Path) -> None:
     library, root = preloaded(tmp_path, SET_CLOCK), tmp_path / "store"
     save_store(root)
-    for days in (-1, 1):
-        saver = Saver(LD_PRELOAD=library, SECONDS_AHEAD=str(days * 86_400))
-        assert saver.save("one more", root) == SAVED
-        saver.close()
+    saver = Saver(LD_PRELOAD=library, SECONDS_AHEAD="0")
+    for what in AT_OTHER_TIMES:
+        assert saver.save(what, root) == SAVED
+    saver.close()
     save_one_more(root)
     store = AdapterStore(root)
     history = store.history()

@@ -28,7 +28,8 @@ from reclora.files import read_parquet
 from reclora.gate import GateConfig
 from reclora.interactions import Interactions
 from reclora.pipelines.alone import OWNER, Busy, alone_in
-from reclora.pipelines.retrain import Outcome, plan, retrain
+from reclora.pipelines.plan import plan
+from reclora.pipelines.retrain import Outcome, retrain
 from reclora.pipelines.run import RunSettings, Search
 from reclora.pipelines.settings import SettingsError
 from reclora.pipelines.workshop import Workshop, chunks_of
@@ -411,7 +412,7 @@ def test_row_03_a_disk_without_room_is_refused_before_training(
     from reclora.pipelines import retrain as pipeline
 
     settings = nightly(tmp_path, base)
-    monkeypatch.setattr(pipeline, "_bytes_needed", lambda *_: 2**62)
+    monkeypatch.setattr(pipeline, "bytes_needed", lambda *_: 2**62)
     with pytest.raises(OSError, match="bytes are needed here, and .* are free"):
         retrain(settings)
     assert not settings.store_folder.exists() and not settings.runs.exists()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,19 +25,20 @@ from reclora.bank import AdapterBank
 from reclora.base import BaseModel
 from reclora.evaluation import ForeignError
 from reclora.files import read_parquet, write_parquet
-from reclora.interactions import Interactions
+from reclora.interactions import IdMap, Interactions
+from reclora.pipelines.candidate_items import CandidateItems
 from reclora.pipelines.prepare import prepare
 from reclora.pipelines.pretrain import pretrain
 from reclora.pipelines.recommend import Recommended, recommend
 from reclora.pipelines.recommend_cli import verbs
 from reclora.pipelines.run import LogSettings, RunSettings, WindowFiles
-from reclora.pipelines.served import Served
+from reclora.pipelines.served import Served, Work, in_order
 from reclora.pipelines.space import check_space
-from reclora.pipelines.wanted import History, Wanted
+from reclora.pipelines.wanted import History, Wanted, wanted_of
 from reclora.ranking.parts import MANIFEST, PARTS, REQUEST, PartsError, part_name
 from reclora.scoring import ALL
 from reclora.splits import WINDOWS
-from reclora.store import AdapterStore, StoreError
+from reclora.store import AdapterStore, Release, StoreError
 from tests.small_runs import (
     HOSTILE,
     files_below,
@@ -89,16 +92,26 @@ def slow_lists(settings: RunSettings, pairs: list[tuple[Any, str | None]]) -> pd
     names = base.items.ids.to_pylist()
     rows = []
     for user, segment in pairs:
-        model = base
-        if segment is not None and segment in release.segments:
-            adapter = store.load(segment, base_fingerprint=base.fingerprint, release=release)
+        model, tried = base, is_tried(release, user, segment)
+        if segment is not None and (tried or segment in release.segments):
+            adapter = store.load(segment, base_fingerprint=base.fingerprint, candidates=tried)
             model = AdapterBank.of(base, [adapter]).merged(segment)
         user_row = torch.from_numpy(base.users.rows_of([user]))
         scores = model.scorer().scores(user_row)[0].tolist()
         open_items = [i for i in range(len(names)) if names[i] not in seen.get(user, set())]
         best = sorted(open_items, key=lambda i: (-scores[i], i))[:K]
-        rows += [(user, segment, at + 1, names[i], scores[i]) for at, i in enumerate(best)]
-    return pd.DataFrame(rows, columns=["user_id", "segment", "rank", "item_id", "score"])
+        rows += [(user, segment, at + 1, names[i], scores[i], tried) for at, i in enumerate(best)]
+    columns = ["user_id", "segment", "rank", "item_id", "score", "candidate"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def is_tried(release: Release, user: Any, segment: str | None) -> bool:
+    """Whether a candidate serves a user in a segment."""
+    canary = release.canary
+    if canary is None or segment not in canary.segments:
+        return False
+    digest = hashlib.sha256(f"canary:{user}".encode()).hexdigest()
+    return int(digest[:16], 16) / 2**64 < canary.share
 
 
 def pairs_of_log(settings: RunSettings) -> set[tuple[Any, str | None]]:
@@ -110,21 +123,25 @@ def pairs_of_log(settings: RunSettings) -> set[tuple[Any, str | None]]:
 
 def check_lists(settings: RunSettings, found: pd.DataFrame, pairs: list[Any]) -> None:
     expected = slow_lists(settings, pairs)
-    for column in ("user_id", "rank", "item_id"):
+    for column in ("user_id", "rank", "item_id", "candidate"):
         assert found[column].tolist() == expected[column].tolist()
     assert found["segment"].fillna("").tolist() == expected["segment"].fillna("").tolist()
     np.testing.assert_allclose(found["score"], expected["score"], rtol=1e-4, atol=1e-5)
 
 
-def test_all_users_get_what_a_plain_loop_gives(settings: RunSettings, run: Run) -> None:
-    made = run()
-    base = BaseModel.load(settings.base_folder)
-    row = {user: at for at, user in enumerate(base.users.ids.to_pylist())}
+def all_pairs(settings: RunSettings) -> list[tuple[Any, str | None]]:
+    """(user, segment) of every list, in the order of the lists."""
+    row = {u: n for n, u in enumerate(BaseModel.load(settings.base_folder).users.ids.to_pylist())}
     pairs = {pair for pair in pairs_of_log(settings) if pair[0] in row}
     alone = sorted(set(row) - {user for user, _ in pairs}, key=row.__getitem__)
     ordered = sorted(pairs, key=lambda pair: (str(pair[1]), row[pair[0]]))
-    wanted = [*ordered, *((user, None) for user in alone)]
-    found = lists_of(made)
+    return [*ordered, *((user, None) for user in alone)]
+
+
+def test_all_users_get_what_a_plain_loop_gives(settings: RunSettings, run: Run) -> None:
+    made = run()
+    base, wanted, found = BaseModel.load(settings.base_folder), all_pairs(settings), lists_of(made)
+    alone = [user for user, segment in wanted if segment is None]
     check_lists(settings, found, wanted)
     assert found["score"].dtype == np.float32 and set(found["release"]) == {1}
     assert made.lists == len(wanted) and made.parts == -(-made.lists // PER_PART) > 2
@@ -133,6 +150,102 @@ def test_all_users_get_what_a_plain_loop_gives(settings: RunSettings, run: Run) 
     assert manifest["lists_without_segment"] == len(alone)
     assert [part["name"] for part in manifest["parts"]] == [part_name(n) for n in range(made.parts)]
     assert manifest["request"]["base"] == base.fingerprint
+
+
+@pytest.fixture
+def with_canary(settings: RunSettings, tmp_path: Path) -> RunSettings:
+    """Two segments have a candidate for some users; in one of them nothing else is live."""
+    shutil.copytree(settings.folder, tmp_path / "with canary")
+    mine = replace(settings, folder=tmp_path / "with canary")
+    base, store = BaseModel.load(mine.base_folder), AdapterStore(mine.store_folder)
+    log = Interactions.read(mine.log_folder).onto(base.users, base.items)[0]
+    adapters = fill(AdapterBank.for_log(base, log, KINDS["rows"])).adapters()
+    store.publish([], reason="too few", remove=[adapters[2].segment])
+    store.publish(adapters[1:3], reason="try", canary=0.3)
+    return mine
+
+
+def test_a_canarys_users_get_the_lists_of_candidates(
+    with_canary: RunSettings, run: Run, tmp_path: Path
+) -> None:
+    made = run(settings=with_canary)
+    found, wanted = lists_of(made), all_pairs(with_canary)
+    check_lists(with_canary, found, wanted)
+    release = AdapterStore(with_canary.store_folder).current()
+    assert release is not None and release.canary is not None
+    tried = sum(is_tried(release, user, segment) for user, segment in wanted)
+    assert 0 < tried == made.lists_of_candidates
+    manifest = json.loads((made.folder / MANIFEST).read_text())
+    assert manifest["lists_of_candidates"] == tried
+    assert set(found["segment"][found["candidate"]]) == set(release.canary.segments)
+    assert not set(release.canary.segments) <= set(release.segments)
+    # A segment that only a candidate knows is a segment.
+    name = next(iter(set(release.canary.segments) - set(release.segments)))
+    pairs = [pair for pair in wanted if pair[1] == name][:9]
+    pd.DataFrame(pairs, columns=["user_id", "segment"]).to_parquet(tmp_path / "users.parquet")
+    some = run(settings=with_canary, users=tmp_path / "users.parquet", into=tmp_path / "some")
+    check_lists(with_canary, lists_of(some), pairs)
+
+
+def test_parts_with_a_canary_are_made_anew_in_the_same_bytes(
+    with_canary: RunSettings, run: Run
+) -> None:
+    made = run(settings=with_canary)
+    before = bytes_of(made.folder)
+    for number in range(0, made.parts, 2):
+        (made.folder / part_name(number)).unlink()
+    repaired = run(settings=with_canary)
+    assert repaired.reused_parts == made.parts // 2
+    assert repaired.lists_of_candidates == made.lists_of_candidates
+    after = bytes_of(made.folder)
+    assert {n: after[n] for n in before if n != PARTS} == {
+        n: before[n] for n in before if n != PARTS
+    }
+    AdapterStore(with_canary.store_folder).promote(reason="it sings")
+    with pytest.raises(PartsError, match=r"canary: 0\.3 [0-9a-f]{64} there, none now"):
+        run(settings=with_canary)
+
+
+def test_every_scorer_that_is_opened_is_counted(with_canary: RunSettings) -> None:
+    """The estimate counts what the parts then open."""
+    store = AdapterStore(with_canary.store_folder)
+    release, base = store.current(), BaseModel.load(with_canary.base_folder)
+    assert release is not None
+    served = Served(base, store, release, candidates=True)
+    history = History.read(with_canary, served.base)
+    wanted = wanted_of(None, history, served.base, release, "fail")
+    items = CandidateItems.catalogue(len(base.items))
+    work = Work(served, wanted, history.seen(len(base.users)), items, K, PER_PART)
+    opened, expected = [0] * work.num_parts, [0] * work.num_parts
+    for part in range(work.num_parts):
+        chunks = list(work.chunks(part))
+        opened[part] = sum(chunk.opening_cpu_s is not None for chunk in chunks)
+        kinds = in_order(chunks).select(["segment", "candidate"]).to_pandas()
+        expected[part] = len(kinds.fillna("").drop_duplicates())
+        assert expected[part] == len(list(work.by_scorer(part)))
+    assert opened == expected and sum(opened) > work.num_parts
+
+
+@pytest.mark.parametrize("with_segments", [False, True])
+def test_candidate_items_are_those_of_the_file(with_segments: bool, tmp_path: Path) -> None:
+    """And without segments, those of all; what the base does not know is left out."""
+    rng = np.random.default_rng(0)
+    items, names = IdMap([f"i{n}" for n in range(40)]), ["b", "a", "日本"]
+    rows = [(f"i{rng.integers(60)}", names[rng.integers(3)]) for _ in range(50)]
+    frame = pd.DataFrame(rows, columns=["item_id", "segment"])
+    path = tmp_path / "items.parquet"
+    (frame if with_segments else frame[["item_id"]]).to_parquet(path)
+    found = CandidateItems.read(path, items, names)
+    for name in (*names, None):
+        own = {i for i, segment in rows if name in (None, segment) or not with_segments}
+        mask_N = found.mask(name)
+        assert mask_N is not None
+        assert mask_N.tolist() == [item in own for item in items.ids.to_pylist()]
+    if with_segments:
+        with pytest.raises(ForeignError, match="segment 'fr' has no candidate that the base knows"):
+            CandidateItems.read(path, items, ["a", "fr"])
+    with pytest.raises(ForeignError, match="has no candidate that the base knows"):
+        CandidateItems.read(path, IdMap(["other"]), names)
 
 
 def test_a_list_of_users_with_their_segments(
@@ -420,6 +533,33 @@ def test_every_segment_is_served_by_its_own_adapter_of_whatever_night(tmp_path: 
     assert torch.equal(nobody, elsewhere)
 
 
+def test_candidates_are_served_beside_what_is_current(tmp_path: Path) -> None:
+    """Over one base with the identifiers of both; who asks for what is current reads no more."""
+    base, store = make_base(), AdapterStore(tmp_path / "store")
+    log = make_log(base, SIZES)
+    store.publish(fill(AdapterBank.for_log(base, log, KINDS["rows"])).adapters(), reason="night")
+    larger = base.grown(base.users, base.items.extended(["new"]))
+    log = make_log(larger, SIZES, seed=1)
+    bank = fill(AdapterBank.for_log(larger, log, KINDS["map"]), 5)
+    release = store.publish(bank.adapters()[:2], reason="try", canary=0.5)
+    served = Served(base, store, release, candidates=True)
+    users, tried = torch.arange(len(base.users)), list(SIZES)[:2]
+    for name in SIZES:
+        for candidate in (False, True):
+            adapter = store.load(
+                name, base_fingerprint=base.fingerprint, candidates=candidate and name in tried
+            )
+            alone = AdapterBank.of(served.base, [adapter]).scorer(name)
+            found = served.scorer(name, candidate).scores(users, ALL)
+            torch.testing.assert_close(found, alone.scores(users))
+    assert served.base.items == larger.items
+    current = Served(base, store, release)
+    assert current.base.items == base.items
+    assert torch.equal(
+        current.scorer(tried[0]).scores(users, ALL), current.scorer(tried[0], True).scores(users)
+    )
+
+
 def test_the_verb(settings: RunSettings, tmp_path: Path) -> None:
     toml = write_toml(tmp_path / "run.toml", settings)
     words = [str(toml), "-k", "4", "--into", str(tmp_path / "out")]
@@ -435,5 +575,5 @@ def test_the_verb(settings: RunSettings, tmp_path: Path) -> None:
 def test_runs_of_lists() -> None:
     codes, rows = np.array([0, 0, 2, 3, 3]), np.arange(5)
     wanted = Wanted(("a", "b", "c"), codes, rows, {})
-    runs = [(s, r.tolist()) for s, r in wanted.runs(slice(1, 5))]
+    runs = [(s, places.tolist()) for s, places in wanted.runs(slice(1, 5))]
     assert runs == [("a", [1]), ("c", [2]), (None, [3, 4])]

@@ -9,16 +9,20 @@ import tracemalloc
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from fractions import Fraction
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from reclora.interactions.ids import STRING
 from reclora.store import maps, placements
 from reclora.store.layout import HashedFile, header_of
 from reclora.store.maps import MAX_BYTES as MAX_MAP
@@ -355,6 +359,55 @@ def test_what_is_written_is_read(
     assert text.isascii()
     for key, value in (("run", run), ("decisions", decisions), ("canary", canary)):
         assert (f'\n"{key}": '.encode() in text) == (value is not None)
+
+
+users = st.integers(-(2**63), 2**63 - 1) | st.text(max_size=8)
+shares = st.floats(0, 1, exclude_min=True, exclude_max=True)
+
+
+def is_for(user_ids: pa.Array, share: float) -> NDArray[np.bool_]:
+    return Canary(share, SegmentMap(Path(), PACK, 0, ())).is_for(user_ids)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(users), shares, shares, st.randoms(use_true_random=False))
+def test_a_share_of_users_is_a_formula(
+    some: list[int | str], one: float, other: float, random: Random
+) -> None:
+    """In any order, of integers as of their decimals, and a larger share has those of a smaller."""
+    texts = [str(user) for user in some]
+    found = is_for(pa.array(texts, pa.string()), one)
+    places = [int(hashlib.sha256(f"canary:{t}".encode()).hexdigest()[:16], 16) for t in texts]
+    assert found.dtype == np.bool_
+    assert found.tolist() == [Fraction(place, 2**64) < Fraction(one) for place in places]
+    order = random.sample(range(len(some)), len(some))
+    assert is_for(pa.array([texts[i] for i in order], STRING), one).tolist() == [
+        found[i] for i in order
+    ]
+    whole = [user for user in some if isinstance(user, int)]
+    of_whole = [each for each, user in zip(found, some, strict=True) if isinstance(user, int)]
+    assert is_for(pa.chunked_array([pa.array(whole, pa.int64())]), one).tolist() == of_whole
+    smaller, larger = (is_for(pa.array(texts, STRING), s) for s in sorted((one, other)))
+    assert (smaller <= larger).all()
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.97])
+@pytest.mark.parametrize("prefix", ["", "user-"])
+def test_the_share_is_met(share: float, prefix: str) -> None:
+    count = int(is_for(pa.array([f"{prefix}{n}" for n in range(20_000)]), share).sum())
+    assert abs(count - 20_000 * share) < 4 * math.sqrt(20_000 * share * (1 - share))
+
+
+def test_the_users_of_a_canary_stay_the_same() -> None:
+    """Written down: who is served must not change with a version of this library."""
+    assert np.flatnonzero(is_for(pa.array(range(40)), 0.1)).tolist() == [10, 19, 30, 31]
+
+
+def test_what_is_no_user_is_refused() -> None:
+    with pytest.raises(TypeError, match="user_ids must be strings or integers, got double"):
+        is_for(pa.array([5.0]), 0.5)
+    with pytest.raises(ValueError, match="user_ids must not be null, got 1 nulls"):
+        is_for(pa.array(["a", None]), 0.5)
 
 
 def test_a_release_can_be_read_by_people(tmp_path: Path) -> None:

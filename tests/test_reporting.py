@@ -1,5 +1,7 @@
 """From results to the report: which pairs are compared, and what became of each segment."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +11,6 @@ from reclora.comparison import compare
 from reclora.configs import FULL, AdapterConfig
 from reclora.files import read_parquet
 from reclora.ladder import rungs
-from reclora.pipelines.assessment import compare_all
 from reclora.pipelines.contenders import SUBJECT, Contender, Trained
 from reclora.pipelines.gating import Decisions
 from reclora.pipelines.reporting import describe, pairs_of, segment_states
@@ -19,6 +20,16 @@ from reclora.splits import Windows
 from reclora.training import Training
 from tests.small_runs import finished
 from tests.small_worlds import KINDS, make_base, make_log
+
+
+def compare_all(results: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    measures = results[["metric", "k"]].drop_duplicates().itertuples(index=False, name=None)
+    tables = [
+        compare(results, model, baseline, metric=metric, k=k)
+        for metric, k in measures
+        for model, baseline in pairs
+    ]
+    return pd.concat(tables, ignore_index=True)
 
 
 def test_every_model_is_held_against_the_base_and_the_adapters_against_every_model(
@@ -86,7 +97,7 @@ def made(hidden: tuple[int, ...] = (12,)) -> tuple[Windows, Trained]:
     curves = pd.DataFrame({"segment": [], "epoch": [], "training_loss": [], "score": []})
     epochs = dict.fromkeys(SIZES["train"], 0) | {"better": 3}
     contender = Contender(SUBJECT, tuple(configs), is_pooled=False)
-    return Windows(**logs), Trained(contender, bank, Training(curves, epochs, 1))
+    return Windows(**logs), Trained(contender, bank, Training(curves, epochs, 1), "")
 
 
 DECISIONS = Decisions(

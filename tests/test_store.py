@@ -536,9 +536,8 @@ from reclora.configs import AdapterConfig
 from reclora.store import AdapterStore
 
 torch.set_num_threads(1)
-store = AdapterStore(Path(sys.argv[1]))
 
-def publish(value, *segments):
+def publish(store, value, *segments):
     config = AdapterConfig(rank=2)
     tensors = {
         "items.rows": torch.arange(1),
@@ -559,8 +558,6 @@ def fork(work):
         finally:
             os._exit(code)
     return pid
-
-publish(0.0, "de", "fr", "it")
 """.replace("BASE", BASE)
 
 ONE_AT_A_TIME = """
@@ -571,11 +568,12 @@ for line in sys.stdin:
         # Where Yama guards ptrace, this lets a stranger attach (PR_SET_PTRACER, any).
         ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)
         os.read(receive, 1)
-        value = float(line)
+        number, root = line.rstrip("\\n").split(" ", 1)
+        store, value = AdapterStore(Path(root)), float(number)
         if value < 0:
             store.rollback(int(-value), reason=f"{value:g}")
         else:
-            publish(value, "de", "fr")
+            publish(store, value, "de", "fr", *([] if value else ["it"]))
 
     pid = fork(work)
     print(pid, flush=True)
@@ -587,9 +585,12 @@ for line in sys.stdin:
 """
 
 RACE = """
+store = AdapterStore(Path(sys.argv[1]))
+publish(store, 0.0, "de", "fr", "it")
+
 def publisher(own):
     for turn in range(1, 6):
-        publish(10.0 * own + turn, f"own {own}", "contested")
+        publish(store, 10.0 * own + turn, f"own {own}", "contested")
 
 def reader():
     while len(store.releases()) < 41:
@@ -602,41 +603,63 @@ assert codes == [0] * 10, codes
 """.replace("BASE", BASE)
 
 
-class Publisher:
-    """Forks one publishing process after the other, each under `strace` with a fault to meet."""
+class Publishers:
+    """Forks one publishing process after the other: importing takes seconds."""
 
-    def __init__(self, root: Path) -> None:
-        command = [sys.executable, "-c", PRELUDE + ONE_AT_A_TIME, str(root)]
+    def __init__(self) -> None:
         pipe = subprocess.PIPE
         self._script = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
+            [sys.executable, "-c", PRELUDE + ONE_AT_A_TIME],
+            stdin=pipe,
+            stdout=pipe,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
 
-    def publish(self, value: float, injection: str) -> int:
-        """Publish `value` for two segments, or roll back to release -`value`; returns the exit
-        code, negative if a signal came.
-        """
-        pid = self._ask(f"{value}")
-        injecting = ["-o", "/dev/null", "-e", f"inject={injection}"]
-        return go_traced(pid, injecting, lambda: self._ask("go"))
-
-    def close(self) -> None:
-        self._script.communicate()
-
-    def _ask(self, line: str) -> int:
+    def ask(self, line: str) -> int:
         assert self._script.stdin is not None and self._script.stdout is not None
         self._script.stdin.write(line + "\n")
         self._script.stdin.flush()
         return int(self._script.stdout.readline())
 
+    def close(self) -> None:
+        self._script.communicate()
 
-@pytest.fixture
-def publisher(store: AdapterStore) -> Iterator[Publisher]:
+
+class Publisher:
+    """Publishes to one store, each time under `strace` with a fault to meet."""
+
+    def __init__(self, publishers: Publishers, root: Path) -> None:
+        self._publishers, self._root = publishers, root
+
+    def publish(self, value: float, injection: str) -> int:
+        """Publish `value` for two segments, or roll back to release -`value`; returns the exit
+        code, negative if a signal came.
+        """
+        pid = self._publishers.ask(f"{value} {self._root}")
+        injecting = ["-o", "/dev/null", "-e", f"inject={injection}"]
+        return go_traced(pid, injecting, lambda: self._publishers.ask("go"))
+
+    def begin(self) -> None:
+        """The first release, of three segments."""
+        self._publishers.ask(f"0 {self._root}")
+        assert self._publishers.ask("go") == 0
+
+
+@pytest.fixture(scope="module")
+def publishers() -> Iterator[Publishers]:
     if shutil.which("strace") is None:
         pytest.skip("needs strace, to kill a publish at a chosen system call")
-    script = Publisher(store.root)
+    script = Publishers()
     yield script
     script.close()
+
+
+@pytest.fixture
+def publisher(store: AdapterStore, publishers: Publishers) -> Publisher:
+    one = Publisher(publishers, store.root)
+    one.begin()
+    return one
 
 
 WRITING = ("openat", "write", "fsync", "chmod", "link", "linkat", "rename", "unlink")

@@ -66,6 +66,26 @@ def test_row_10_a_part_that_always_kills_its_worker_is_given_up_alone(tmp_path: 
     assert tries["0-1-2"] == 2 and tries["1"] == 1
 
 
+def test_a_worker_does_one_task_after_the_other(tmp_path: Path) -> None:
+    def work(parts: tuple[int, ...]) -> None:
+        (tmp_path / f"{parts[0]}").write_text(str(os.getpid()))
+
+    run_tasks([(number,) for number in range(20)], work, 2)
+    assert len({path.read_text() for path in tmp_path.iterdir()}) == 2
+
+
+def test_a_worker_that_is_killed_between_two_tasks_costs_only_time(tmp_path: Path) -> None:
+    def work(parts: tuple[int, ...]) -> None:
+        if tries_of(tmp_path, parts) == 1 and parts == (1,):
+            # It dies when it has said that it is done and has nothing to do.
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        if parts == (0,):
+            time.sleep(0.6)
+
+    finished = run_tasks([(0,), (1,)], work, 2)
+    assert sorted(finished.done) == [(0,), (1,)] and not finished.given_up
+
+
 def test_an_error_is_not_tried_again_but_costs_only_its_own_part(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,6 +46,11 @@ class EvaluationConfig:
                 f"got {self.retrieve}"
             )
 
+    @property
+    def headline(self) -> str:
+        """The first metric at the first k, such as `ndcg@10`."""
+        return f"{self.metrics[0]}@{self.ks[0]}"
+
 
 def check_name(what: str, name: str, known: Iterable[str]) -> None:
     """Refuse an unknown name, offering near ones (ValueError)."""

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reclora.files import atomic_write
 from reclora.store.layout import is_hash
@@ -31,6 +31,11 @@ from reclora.store.reading import (
     parse_json,
     read_into,
 )
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
 
 MAX_BYTES = 2**21
 """Largest release file that is read: some thousands of packs."""
@@ -59,6 +64,16 @@ class Canary:
     """The share of users that they are for; above 0 and below 1."""
     segments: SegmentMap
     """segment -> `Placement` of its candidate."""
+
+    def is_for(self, user_ids: pa.Array | pa.ChunkedArray) -> NDArray[np.bool_]:
+        """Which users get the candidate of their segment, where it has one; bool, shape (U,).
+
+        Always the same ones, by a formula that any system can compute: see
+        `reclora.store.canaries.is_in_share`, also for arguments and errors.
+        """
+        from reclora.store.canaries import is_in_share
+
+        return is_in_share(user_ids, self.share)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,192 @@
+"""All that a run knows before anything is trained: the log's windows on the base model, and what is
+live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from reclora.base import BaseModel
+from reclora.interactions import LogSummary
+from reclora.splits import WINDOWS, Windows, warm
+from reclora.store import AdapterStore, BaseMismatch, Release
+
+from .assessment import Yardstick
+from .live import Live
+from .prepare import check_same_ids, prepare, windows_of
+from .pretrain import check_earlier, pretrain
+from .run import RunFolder, RunSettings
+from .yardstick import files_beside_the_log
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is said of the windows as they were cut; the rows themselves need not be kept."""
+
+    table: pd.DataFrame
+    """See `Windows.summary`."""
+    outside: dict[str, int]
+    """What the k-core left out."""
+
+    @classmethod
+    def of(cls, summary: LogSummary, whole: Windows) -> Cut:
+        """Of the windows before identifiers that the base does not know were dropped."""
+        return cls(whole.summary(), _outside_the_core(summary, whole))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run begins with."""
+
+    folder: RunFolder
+    summary: LogSummary
+    cut: Cut
+    """Before identifiers that the base does not know were dropped."""
+    base: BaseModel
+    windows: Windows
+    unknown: dict[str, int]
+    """Window -> rows that were dropped, because the base does not know their user or item."""
+    live: Live
+
+    @classmethod
+    def read(cls, settings: RunSettings, only: Sequence[str]) -> Inputs:
+        """Read and check everything.
+
+        Args:
+            only: segments to train; empty for all.
+
+        Raises:
+            LogError, SettingsError, BaseError, StoreError, ValueError: what is wrong.
+        """
+        store = AdapterStore(settings.store_folder)
+        summary = prepare(settings)
+        base = pretrain(settings, summary.inputs)
+        check_store(settings, base)
+        inputs = summary.inputs | files_beside_the_log(settings)
+        folder, start = _folder_of(settings, base.fingerprint, inputs, store, only)
+        whole = windows_of(settings)
+        check_earlier(settings, whole)
+        # Identifiers that adapters brought are known from now on.
+        live = Live.of(store, start, base, settings, only)
+        base, windows, unknown = onto_base(live.base, whole, settings)
+        if (base.users, base.items) != (live.base.users, live.base.items):
+            live = Live.of(store, start, base, settings, only)
+        if only:
+            windows = windows.of_segments(only)
+        return cls(folder, summary, Cut.of(summary, whole), base, windows, unknown, live)
+
+    @property
+    def rows_lost(self) -> dict[str, int]:
+        """What was read, and what was dropped on the way to the base."""
+        return {"rows read": self.summary.rows_read, "rows kept": self.summary.rows_kept} | {
+            f"unknown to the base, {window} window": n for window, n in self.unknown.items() if n
+        }
+
+
+def _folder_of(
+    settings: RunSettings,
+    base: str,
+    inputs: dict[str, str],
+    store: AdapterStore,
+    only: Sequence[str],
+) -> tuple[RunFolder, Release | None]:
+    """The run's folder, and the release that was live when it began: the current one, or the one
+    below it where the current one is this run's own.
+    """
+    current = store.current()
+
+    def folder_from(start: Release | None) -> RunFolder:
+        began = {"release": None if start is None else start.number, "only": sorted(only)}
+        return RunFolder(settings, base, inputs, began)
+
+    if current is not None:
+        below = None if current.parent is None else store.release(current.parent)
+        if current.run == (folder := folder_from(below)).id:
+            return folder, below
+    return folder_from(current), current
+
+
+def check_store(settings: RunSettings, base: BaseModel) -> None:
+    """Refuse at the start what publishing would refuse at the end.
+
+    Raises:
+        BaseMismatch: the store holds adapters of another base.
+    """
+    current = AdapterStore(settings.store_folder).current()
+    if current is not None and current.base_fingerprint != base.fingerprint:
+        raise BaseMismatch(
+            f"{settings.store_folder} holds adapters of base {current.base_fingerprint}, the base "
+            f"of this run is {base.fingerprint}: name another `folder`, or remove "
+            f"{settings.store_folder}"
+        )
+
+
+def onto_base(
+    base: BaseModel, whole: Windows, settings: RunSettings
+) -> tuple[BaseModel, Windows, dict[str, int]]:
+    """The windows on the base's id maps, grown if asked for, and how many rows each one lost.
+
+    Raises:
+        ValueError: ids of the log and of the base are of two types, or a window has no row left.
+    """
+    users, items = base.users, base.items
+    check_same_ids("user_id", whole.train.users, users)
+    check_same_ids("item_id", whole.train.items, items)
+    if settings.unknown == "grow":
+        users = users.extended(whole.train.users.ids_of(np.unique(whole.train.user_rows)))
+        items = items.extended(whole.train.items.ids_of(np.unique(whole.train.item_rows)))
+    moved = {name: getattr(whole, name).onto(users, items) for name in WINDOWS}
+    lost = {name: counts.rows for name, (_, counts) in moved.items()}
+    for name in ("train", "validation", "test"):
+        if lost[name] == len(getattr(whole, name)):
+            raise ValueError(
+                f"the base model knows no user with an item of the {name} window: all "
+                f"{lost[name]:,} rows would be dropped. Take a base of this log's identifiers, or "
+                f'set unknown = "grow" for those of the train window'
+            )
+    return base.grown(users, items), Windows(**{n: log for n, (log, _) in moved.items()}), lost
+
+
+def data_quality(
+    summary: LogSummary, cut: Cut, lost: dict[str, int], yardstick: Yardstick
+) -> dict[str, int]:
+    """What was read and what was dropped on the way, in rows unless it says users."""
+    held_out = yardstick.held_out
+    quarantined = {f"quarantined: {reason}": n for reason, n in summary.quarantined.items()}
+    unknown = {f"unknown to the base, {window} window": n for window, n in lost.items() if n}
+    return {
+        "rows read": summary.rows_read,
+        **(quarantined or {"quarantined": 0}),
+        "duplicates merged": summary.duplicates,
+        "below the least label": summary.below_min_label,
+        "rows kept": summary.rows_kept,
+        **cut.outside,
+        **unknown,
+        **(
+            {"labelled rows unknown to the base": yardstick.labelled_unknown}
+            if yardstick.labelled is not None
+            else {}
+        ),
+        "test users measured": held_out.num_users,
+        "test users with nothing new to find": int(
+            held_out.counts()["users_without_relevant"].sum()
+        ),
+    }
+
+
+def _outside_the_core(summary: LogSummary, whole: Windows) -> dict[str, int]:
+    """What the k-core left out; nothing where the log was taken whole."""
+    logs = [getattr(whole, name) for name in WINDOWS]
+    rows = summary.rows_kept - sum(map(len, logs))
+    users, items = (np.any(masks, axis=0) for masks in zip(*map(warm, logs), strict=True))
+    if not rows:
+        return {}
+    return {
+        "of those outside the k-core": rows,
+        "users outside the k-core": summary.users - int(users.sum()),
+        "items outside the k-core": summary.items - int(items.sum()),
+    }

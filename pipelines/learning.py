@@ -1,0 +1,113 @@
+"""Choose on validation and train, with the first seed: all that the gate asks, and what goes live.
+
+Test is not looked at here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import pandas as pd
+
+from reclora.adapters import Adapter
+
+from .contenders import (
+    POOLED,
+    SUBJECT,
+    Choice,
+    Ground,
+    Trained,
+    choose,
+    contenders,
+    train_contender,
+)
+from .inputs import Inputs
+from .progress import step
+from .run import RunSettings
+from .workshop import Workshop
+from .yardstick import candidates_of
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What was chosen and trained."""
+
+    choices: Sequence[Choice]
+    """What validation chose for each contender."""
+    trained: Sequence[Trained]
+    """Each contender as the first seed trained it."""
+    ground: Ground
+    """What they trained on; a parent in it was there already."""
+    known_until: float
+    """The last moment that training and choosing knew, in seconds since 1970."""
+
+    @property
+    def subject(self) -> Trained:
+        """What is published."""
+        return next(t for t in self.trained if t.contender.model == SUBJECT)
+
+    @property
+    def given_parent(self) -> Adapter | None:
+        """What segments stand on, where it was there already."""
+        return self.ground.parent
+
+    @property
+    def searches(self) -> pd.DataFrame:
+        """model, what is searched, value (on validation), chosen."""
+        return pd.concat([choice.tried for choice in self.choices], ignore_index=True)
+
+    @property
+    def rungs(self) -> pd.DataFrame | None:
+        """What the kinds of the subject were picked by; None where they were given."""
+        return self.choices[-1].rungs
+
+    @property
+    def parent_helped(self) -> bool:
+        """Whether there is a parent that was better than the base on validation, or is live."""
+        if self.subject.parent is None or self.given_parent is not None:
+            return self.subject.parent is not None
+        pooled = next(t for t in self.trained if t.contender.model == POOLED)
+        return bool(pooled.helped)
+
+
+def learn(settings: RunSettings, inputs: Inputs) -> Learned:
+    """Choose the settings of every contender, and train it with the first seed.
+
+    Raises:
+        ValueError: validation holds nothing new for anybody.
+        TrainingError: every segment that trained is quarantined.
+        OSError: a checkpoint cannot be written.
+    """
+    windows, live = inputs.windows, inputs.live
+    ground = Ground(
+        inputs.base,
+        windows.train,
+        windows.validation,
+        windows.before_validation,
+        settings.evaluation,
+        Workshop(inputs.folder.training, settings.chunk_rows, settings.workers),
+        parent=live.parent,
+        start=live.start,
+        candidates=candidates_of(settings, inputs.base.items, windows.train.segment_names),
+    )
+    choosing, training = ground, ground
+    choices, trained = list[Choice](), list[Trained]()
+    seed = settings.seeds[0]
+    for contender in contenders(settings, has_parent=live.parent is not None):
+        if contender.model == SUBJECT:
+            contender = live.with_its_kinds(contender, windows.train.segment_names)
+        with step(f"choosing rates: {contender.model}") as progress:
+            choice = choose(contender, choosing, settings, progress)
+        choices.append(choice)
+        inputs.folder.event("chosen", model=contender.model, config=asdict(choice.config))
+        with step(f"training: {contender.model}") as progress:
+            trained.append(train_contender(choice.contender, training, choice.config, seed))
+            progress(1, 1)
+        inputs.folder.event("trained", model=contender.model, seed=seed)
+        if contender.model == POOLED:
+            choosing = replace(choosing, parent=choice.stopped.bank.adapters()[0])
+            training = replace(training, parent=trained[-1].bank.adapters()[0])
+    until = int(windows.validation.timestamps.max()) / 1e6
+    # A new ground: what the old one has cached, all segments as one, is needed no more.
+    return Learned(choices, trained, replace(ground), until)

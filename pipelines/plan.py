@@ -1,0 +1,100 @@
+"""What a run would do, and what it needs: checked before hours of training, not after."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from reclora.bank import AdapterBank
+from reclora.base import BaseModel
+from reclora.interactions import Interactions
+from reclora.splits import Windows
+from reclora.store import AdapterStore
+from reclora.training import train
+
+from .alone import alone_in
+from .contenders import contenders, rungs_of
+from .inputs import Inputs
+from .run import RunSettings
+from .space import check_space
+from .workshop import chunks_of
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a run would do."""
+
+    segments: int
+    rows: int
+    """Of the train window."""
+    begin_with_current: int
+    """Segments that begin with their adapter of the current release."""
+    chunks: int
+    models: tuple[str, ...]
+    """What is trained."""
+    trainings: int
+    current: int | None
+    """The current release."""
+    quality: dict[str, int]
+    bytes_needed: int
+
+
+def plan(settings: RunSettings, only: Sequence[str] = ()) -> Planned:
+    """Do all that comes before training, and say what would be; for errors see `retrain`."""
+    with alone_in(settings.folder):
+        check_writable(settings)
+        inputs = Inputs.read(settings, only)
+    train_log, live = inputs.windows.train, inputs.live
+    check_adapter(settings, inputs.base, train_log)
+    needed = bytes_needed(settings, inputs.windows)
+    check_space(settings.runs, needed)
+    trained = contenders(settings, has_parent=live.parent is not None)
+    grid = 1
+    for values in vars(settings.search).values():
+        grid *= max(1, len(values))
+    return Planned(
+        segments=train_log.num_segments,
+        rows=len(train_log),
+        begin_with_current=len(live.start),
+        chunks=len(chunks_of(train_log, settings.chunk_rows)),
+        models=tuple(c.model for c in trained),
+        trainings=len(trained) * (grid + len(settings.seeds)) + len(rungs_of(settings)),
+        current=None if live.release is None else live.release.number,
+        quality=inputs.rows_lost,
+        bytes_needed=needed,
+    )
+
+
+def check_writable(settings: RunSettings) -> None:
+    """Refuse at the start what could not be written at the end (OSError); `alone_in` has written to
+    the folder of a store that is yet to be made.
+    """
+    if settings.store_folder.exists():
+        AdapterStore(settings.store_folder).check_writable()
+
+
+def check_adapter(settings: RunSettings, base: BaseModel, log: Interactions) -> None:
+    """Train on nothing: a config that does not fit is refused before hours of training, not after.
+
+    Raises:
+        ValueError: the rank is above the base's embedding_dim, there is no delta to train, or no
+            row factor to drop from.
+    """
+    nothing = log.select(np.zeros(len(log), bool))
+    for kinds in rungs_of(settings).values():
+        AdapterBank.for_log(base, nothing, kinds)
+    train(
+        AdapterBank.for_log(base, nothing, settings.adapter), nothing, settings.training, judge=None
+    )
+
+
+def bytes_needed(settings: RunSettings, windows: Windows) -> int:
+    """What a run writes at the most, about: numbers, the best of them and the optimizer's, of one
+    model at a time; the pack; and of every model and seed its lists and what was measured of them.
+    """
+    width = settings.adapter.rank + 1 if settings.compared == () else settings.base.embedding_dim
+    models = len(contenders(settings)) * len(settings.seeds) + 4
+    lists = (len(windows.validation) + len(windows.test)) * max(settings.evaluation.ks) * 4
+    return 2 * len(windows.train) * width * 4 * 4 + models * 3 * lists + 2**26
