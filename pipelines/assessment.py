@@ -214,7 +214,7 @@ class Assessment:
         """Every (model, baseline) on every metric and k that both have."""
         return [
             (
-                ("compared", *self._of(model, baseline), metric, k),
+                ("compared", model, baseline, *self._of(model, baseline), metric, k),
                 partial(self._compare, RESULTS, model, baseline, metric, k),
             )
             for metric, k in dict.fromkeys((metric, k) for _, metric, k in measures)
@@ -236,7 +236,7 @@ class Assessment:
 
         return [
             (
-                ("compared in a slice", name, *self._of(model, baseline)),
+                ("compared in a slice", name, model, baseline, *self._of(model, baseline)),
                 partial(compared, name, model, baseline),
             )
             for name in self.yardstick.slices

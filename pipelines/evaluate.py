@@ -92,6 +92,8 @@ def evaluate_releases(settings: RunSettings, numbers: Sequence[int]) -> Evaluate
         split=cut.table,
         title=f"Does release {releases[0].number} help? {settings.name}",
         notes=_notes(settings, releases),
+        # What whoever promotes wants to know.
+        further=[(_candidates(r), f"release {r.number}") for r in releases if r.canary is not None],
     )
 
 
@@ -99,8 +101,12 @@ def _models(release: Release, served: Served) -> dict[str, ScorerOf]:
     """What is current in a release and, where some wait, its candidates in their place."""
     models: dict[str, ScorerOf] = {f"release {release.number}": served.scorer}
     if release.canary is not None:
-        models[f"release {release.number}, candidates"] = partial(served.scorer, candidate=True)
+        models[_candidates(release)] = partial(served.scorer, candidate=True)
     return models
+
+
+def _candidates(release: Release) -> str:
+    return f"release {release.number}, candidates"
 
 
 def _check_release(settings: RunSettings, release: Release, windows: Windows) -> None:

@@ -58,9 +58,15 @@ def finished(
     title: str,
     notes: Sequence[str],
     settings_shown: Mapping[str, object] | None = None,
+    further: Sequence[tuple[str, str]] = (),
 ) -> Evaluated:
-    """Compare, write the tables and the page, and say that the folder is complete."""
+    """Compare, write the tables and the page, and say that the folder is complete.
+
+    Args:
+        further: (model, baseline) to compare beside what `pairs_of` says.
+    """
     pairs = pairs_of(assessment.models, subject, baseline) if baseline else []
+    pairs += further
     tables = assessment.tables(pairs, sliced=pairs)
     assessment.write_results(folder.results)
     tables.write(folder.path)

@@ -101,8 +101,8 @@ def decide_all(
         kept: where lists are kept.
     """
     segments = {
-        name: _Segment.of(name, subject, windows, begun, parent_helped)
-        for name in windows.train.segment_names
+        name: _Segment.of(code, name, subject, windows, begun, parent_helped)
+        for code, name in enumerate(windows.train.segment_names)
     }
     asked = {name: s.group for name, s in segments.items() if s.group}
     only = replace(held_out, segments=tuple(s for s in held_out.segments if s.name in asked))
@@ -142,7 +142,13 @@ class _Segment:
 
     @classmethod
     def of(
-        cls, name: str, subject: Trained, windows: Windows, begun: set[str], parent_helped: bool
+        cls,
+        code: int,
+        name: str,
+        subject: Trained,
+        windows: Windows,
+        begun: set[str],
+        parent_helped: bool,
     ) -> _Segment:
         why = subject.training.quarantined.get(name)
         if why:
@@ -153,7 +159,7 @@ class _Segment:
             return cls(name, "", (KEPT, "no epoch was better on validation than what is live"))
         if subject.parent is not None and parent_helped:
             return cls(name, PARENT_ALONE, ("", ""))
-        return cls(name, "", (SKIPPED, _why_untrained(name, subject, windows)))
+        return cls(name, "", (SKIPPED, _why_untrained(code, subject, windows)))
 
     def decided(self, decided: pd.DataFrame) -> tuple[str, str, str, bool]:
         """The segment, its status, the reason, and whether it had a candidate."""
@@ -164,8 +170,7 @@ class _Segment:
         return self.name, passes if row["goes_live"] else KEPT, str(row["reason"]), True
 
 
-def _why_untrained(name: str, subject: Trained, windows: Windows) -> str:
-    code = windows.train.segment_names.index(name)
+def _why_untrained(code: int, subject: Trained, windows: Windows) -> str:
     for window in ("train", "validation"):
         offsets = getattr(windows, window).offsets
         if offsets[code] == offsets[code + 1]:

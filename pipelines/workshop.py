@@ -110,6 +110,13 @@ class Workshop:
         Raises:
             MemoryError: one segment's rows alone are too many; it says what was tried.
         """
+        # What ran out of memory before goes on with the steps that it had room for.
+        halved = config.step_rows
+        while halved > config.batch_rows and self.folder is not None:
+            halved = max(config.batch_rows, halved // 2)
+            at = self._checkpoint(f"{name} {halved}", codes, part)
+            if at is not None and at.is_there():
+                config = replace(config, step_rows=halved)
         while True:
             bank = bank_of(part, np.array(codes))
             own = config

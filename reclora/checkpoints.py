@@ -50,6 +50,14 @@ class Checkpoint:
         """Whether the last one is older than `seconds`."""
         return time.monotonic() - self._kept >= self.seconds
 
+    def is_there(self) -> bool:
+        """Whether a file says that it is this training's; it may be damaged."""
+        try:
+            with safe_open(self.path, "pt") as file:
+                return (file.metadata() or {}).get("of") == self.of
+        except (OSError, SafetensorError):
+            return False
+
     def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Write it, whole or not at all.
 

@@ -114,7 +114,7 @@ def test_candidates_are_measured_beside_what_is_current(
     results = read_parquet(waiting.folder.results).to_pandas().set_index("model")
     assert models < set(results.index) and waiting.subject == "release 2"
     pairs = waiting.tables.comparison[["model", "baseline"]].drop_duplicates()
-    assert ("release 2", "release 2, candidates") in set(pairs.itertuples(index=False, name=None))
+    assert ("release 2, candidates", "release 2") in set(pairs.itertuples(index=False, name=None))
     assert "serves all their users, not only the share of 0.1" in waiting.folder.report.read_text()
     store.promote(reason="it sings")
     promoted = read_parquet(evaluate_releases(mine, [3, 1]).folder.results).to_pandas()
