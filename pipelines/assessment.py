@@ -48,7 +48,7 @@ from reclora.ranking import PairScorer, Scorer
 
 from .kept import Kept, What
 
-RESULTS, LISTS, CATALOGUE, CONVENTIONS_OF, LABELS = (
+TABLES = RESULTS, LISTS, CATALOGUE, CONVENTIONS_OF, LABELS = (
     "results",
     "lists",
     "catalogue",
@@ -145,14 +145,15 @@ class Assessment:
         scorer_of: Callable[[str], Scorer] | None,
     ) -> None:
         what = ("measured", model, seed, of)
-        results = self.kept.read(*what, RESULTS)
-        if results is None:
-            tables = _measured(self.yardstick, stages, scorer_of, model, seed)
-            # The results are written last: where they are, all the others are.
-            results = tables.pop(RESULTS)
-            for name, table in tables.items():
+        names = (*TABLES, *map(_slice, self.yardstick.slices))
+        tables = {name: self.kept.read(*what, name) for name in names}
+        if any(table is None for table in tables.values()):
+            made = _measured(self.yardstick, stages, scorer_of, model, seed)
+            for name, table in made.items():
                 self.kept.write(table, *what, name)
-            self.kept.write(results, *what, RESULTS)
+            tables = dict(made)
+        results = tables[RESULTS]
+        assert results is not None
         measures = results[["model", "metric", "k"]].drop_duplicates()
         found = tuple(
             (str(m), str(name), int(k)) for m, name, k in measures.itertuples(index=False)

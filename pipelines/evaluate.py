@@ -11,9 +11,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 
+from reclora.evaluation import ScorerOf
 from reclora.splits import LeakageError, Windows
 from reclora.store import AdapterStore, Release
 
+from .alone import writing_alone
 from .assessment import Assessment
 from .evaluated import Evaluated, finished
 from .inputs import Cut, data_quality, onto_base
@@ -27,7 +29,6 @@ from .served import Served
 from .settings import SettingsError
 from .yardstick import (
     BASE,
-    ScorerOf,
     files_beside_the_log,
     sliced,
     split_notes,
@@ -58,43 +59,46 @@ def evaluate_releases(settings: RunSettings, numbers: Sequence[int]) -> Evaluate
     summary = prepare(settings)
     base = pretrain(settings, summary.inputs)
     inputs = summary.inputs | files_beside_the_log(settings)
-    inputs |= {f"release {r.number}": str(r.number) for r in releases}
     named = replace(settings, name=f"{settings.name}-evaluated")
-    folder = RunFolder(named, base.fingerprint, inputs)
-    folder.begin()
-    whole = windows_of(settings)
-    check_earlier(settings, whole)
-    base, windows, lost = onto_base(base, whole, settings)
-    for release in releases:
-        _check_release(settings, release, windows)
-    # Each is read once, the current one too where it is also evaluated.
-    distinct = {release.number: release for release in (current, *releases)}
-    served = {n: Served(base, store, r, candidates=True) for n, r in distinct.items()}
-    live = served[current.number].scorer
-    yardstick = sliced(yardstick_of(settings, base, windows, folder.id, live), windows)
-    assessment = Assessment(yardstick, Kept(folder.measuring, settings.workers))
-    models = untrained(base, windows)
-    for release in releases:
-        models |= _models(release, served[release.number])
-    with step("ranking and measuring") as progress:
-        for done, (model, scorer_of) in enumerate(models.items(), 1):
-            assessment.rank(model, scorer_of)
-            progress(done, len(models))
-    cut = Cut.of(summary, whole)
-    quality = data_quality(summary, cut, lost, assessment.yardstick)
-    return finished(
-        folder,
-        settings,
-        assessment,
-        subject=f"release {releases[0].number}",
-        baseline=BASE,
-        quality=quality,
-        split=cut.table,
-        title=f"Does release {releases[0].number} help? {settings.name}",
-        notes=_notes(settings, releases),
-        # What whoever promotes wants to know.
-        further=[(_candidates(r), f"release {r.number}") for r in releases if r.canary is not None],
-    )
+    held = {"releases": [*map(store.sha256, releases)], "current": store.sha256(current)}
+    folder = RunFolder(named, base.fingerprint, inputs, held)
+    with writing_alone(folder.path):
+        folder.begin()
+        whole = windows_of(settings)
+        check_earlier(settings, whole)
+        base, windows, lost = onto_base(base, whole, settings)
+        for release in releases:
+            _check_release(settings, release, windows)
+        # Each is read once, the current one too where it is also evaluated.
+        distinct = {release.number: release for release in (current, *releases)}
+        served = {n: Served(base, store, r, candidates=True) for n, r in distinct.items()}
+        live = served[current.number].scorer
+        yardstick = sliced(yardstick_of(settings, base, windows, folder.id, live), windows)
+        assessment = Assessment(yardstick, Kept(folder.measuring, settings.workers))
+        models = untrained(base, windows)
+        for release in releases:
+            models |= _models(release, served[release.number])
+        with step("ranking and measuring") as progress:
+            for done, (model, scorer_of) in enumerate(models.items(), 1):
+                assessment.rank(model, scorer_of)
+                progress(done, len(models))
+        cut = Cut.of(summary, whole)
+        quality = data_quality(summary, cut, lost, assessment.yardstick)
+        return finished(
+            folder,
+            settings,
+            assessment,
+            subject=f"release {releases[0].number}",
+            baseline=BASE,
+            quality=quality,
+            split=cut.table,
+            title=f"Does release {releases[0].number} help? {settings.name}",
+            notes=_notes(settings, releases),
+            # What whoever promotes wants to know.
+            further=[
+                (_candidates(r), f"release {r.number}") for r in releases if r.canary is not None
+            ],
+        )
 
 
 def _models(release: Release, served: Served) -> dict[str, ScorerOf]:

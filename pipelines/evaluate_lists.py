@@ -21,6 +21,7 @@ from reclora.files import sha256_of
 from reclora.popularity import popularity
 from reclora.splits import warm
 
+from .alone import writing_alone
 from .assessment import Assessment, Yardstick
 from .evaluated import Evaluated, finished
 from .kept import Kept
@@ -74,46 +75,54 @@ def evaluate_files(
     settings = RunSettings(
         log=LogSettings((holdout,)), name="lists", runs=runs, evaluation=config, repeat=repeat
     )
-    folder = RunFolder(settings, "", {str(path): sha256_of(path) for path in files})
-    folder.begin()
-    slices = slices_of(held_out, foreign.heldout, foreign.seen) if seen or attributes else {}
-    shown = {
-        "evaluation": resolved(config),
-        "recommendations": {name: str(path) for name, path in recommendations.items()},
-        "holdout": str(holdout),
-        "seen": str(seen or ""),
+    inputs = {str(path): sha256_of(path) for path in files}
+    asked = {
+        "lists": {name: inputs[str(path)] for name, path in recommendations.items()},
+        "holdout": inputs[str(holdout)],
+        "seen": inputs[str(seen)] if seen else "",
         "slices": list(attributes),
     }
-    yardstick = Yardstick(folder.id, held_out, foreign.heldout.users, slices)
-    assessment = Assessment(yardstick, Kept(folder.measuring))
-    for model, lists in foreign.lists.items():
-        assessment.take(model, lists)
-    if seen is not None:
-        assessment.rank(POPULARITY_ALL, popularity(foreign.seen))
-    subject, *others = assessment.models
-    counts = held_out.counts()
-    return finished(
-        folder,
-        settings,
-        assessment,
-        subject=subject,
-        baseline=others[0] if others else "",
-        quality={
-            "held-out rows": len(foreign.heldout),
-            "held-out items that count, not seen before": int(counts["relevant"].sum()),
-            "seen rows": len(foreign.seen),
-            "users measured": held_out.num_users,
-            "users with nothing new to find": int(counts["users_without_relevant"].sum()),
-            f"users measured who have no list of {subject}": _without_list(
-                held_out, foreign.lists[subject]
-            ),
-            f"items in lists of {subject} that are in no log": _unknown_items(foreign, subject),
-        },
-        split=pd.DataFrame(),
-        title=f"How good are the lists of {subject}?",
-        settings_shown=shown,
-        notes=["Lists were taken as they are: what users had seen was not taken out of them."],
-    )
+    folder = RunFolder(settings, "", inputs, asked)
+    with writing_alone(folder.path):
+        folder.begin()
+        slices = slices_of(held_out, foreign.heldout, foreign.seen) if seen or attributes else {}
+        shown = {
+            "evaluation": resolved(config),
+            "recommendations": {name: str(path) for name, path in recommendations.items()},
+            "holdout": str(holdout),
+            "seen": str(seen or ""),
+            "slices": list(attributes),
+        }
+        yardstick = Yardstick(folder.id, held_out, foreign.heldout.users, slices)
+        assessment = Assessment(yardstick, Kept(folder.measuring))
+        for model, lists in foreign.lists.items():
+            assessment.take(model, lists)
+        if seen is not None:
+            assessment.rank(POPULARITY_ALL, popularity(foreign.seen))
+        subject, *others = assessment.models
+        counts = held_out.counts()
+        return finished(
+            folder,
+            settings,
+            assessment,
+            subject=subject,
+            baseline=others[0] if others else "",
+            quality={
+                "held-out rows": len(foreign.heldout),
+                "held-out items that count, not seen before": int(counts["relevant"].sum()),
+                "seen rows": len(foreign.seen),
+                "users measured": held_out.num_users,
+                "users with nothing new to find": int(counts["users_without_relevant"].sum()),
+                f"users measured who have no list of {subject}": _without_list(
+                    held_out, foreign.lists[subject]
+                ),
+                f"items in lists of {subject} that are in no log": _unknown_items(foreign, subject),
+            },
+            split=pd.DataFrame(),
+            title=f"How good are the lists of {subject}?",
+            settings_shown=shown,
+            notes=["Lists were taken as they are: what users had seen was not taken out of them."],
+        )
 
 
 def _without_list(held_out: HeldOut, lists: Lists) -> int:

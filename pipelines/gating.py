@@ -14,7 +14,7 @@ else its parent alone. It is judged on the validation users who chose none of it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +23,7 @@ import pandas as pd
 from reclora.evaluation import (
     HeldOut,
     Lists,
+    ScorerOf,
     headline_of,
     measure,
     measure_catalogue,
@@ -30,13 +31,10 @@ from reclora.evaluation import (
     recommend,
 )
 from reclora.gate import CANDIDATE, LIVE, GateConfig, decide
-from reclora.ranking import Scorer
 from reclora.splits import Windows
 
 from .contenders import Trained
 from .kept import Kept
-
-ScorerOf = Callable[[str], Scorer]
 
 OWN, PARENT_ALONE = "an adapter of their own", "the parent alone"
 PROMOTED, FELL_BACK, KEPT, SKIPPED, QUARANTINED = (
@@ -66,6 +64,14 @@ class Decisions:
         """Status -> how many segments, of those that there are."""
         found = self.table["status"].value_counts()
         return {status: int(found[status]) for status in STATUSES if status in found}
+
+    def without(self, changed: set[str], why: str) -> Decisions:
+        """The same where some segments stay as they are after all."""
+        goes = self.table["status"].isin((PROMOTED, FELL_BACK))
+        stays = self.table["segment"].isin(changed) & goes
+        table = self.table.copy()
+        table.loc[stays, ["status", "reason"]] = [KEPT, why]
+        return Decisions(table)
 
     @property
     def goes_live(self) -> set[str]:
@@ -125,7 +131,7 @@ def decide_all(
     decided = decide(judged, asked, config, guards).set_index("segment")
     means = results[~results["model"].isin((CANDIDATE, LIVE))]
     beside = means.groupby(["segment", "model"], observed=True)["value"].mean().unstack("model")
-    table = decided.join(beside[[m for m in others if m in beside]])
+    table = decided.join(beside.reindex(columns=list(others)))
     rows = [segments[name].decided(decided) for name in segments]
     told = pd.DataFrame(rows, columns=["segment", "status", "reason", "had_candidate"])
     told = told.set_index("segment").join(table.drop(columns=["goes_live", "reason"]))

@@ -4,6 +4,7 @@ live.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import pandas as pd
 from reclora.base import BaseModel
 from reclora.interactions import LogSummary
 from reclora.splits import WINDOWS, Windows, warm
-from reclora.store import AdapterStore, BaseMismatch, Release
+from reclora.store import AdapterStore, BaseMismatch, Release, StoreError
 
 from .assessment import Yardstick
 from .live import Live
@@ -21,6 +22,9 @@ from .prepare import check_same_ids, prepare, windows_of
 from .pretrain import check_earlier, pretrain
 from .run import RunFolder, RunSettings
 from .yardstick import files_beside_the_log
+
+_LOOKED_BACK = 20
+"""Releases among which a run finds what it has published."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Inputs:
     unknown: dict[str, int]
     """Window -> rows that were dropped, because the base does not know their user or item."""
     live: Live
+    published: Release | None
+    """What the run has published, before it was killed."""
 
     @classmethod
     def read(cls, settings: RunSettings, only: Sequence[str]) -> Inputs:
@@ -67,7 +73,7 @@ class Inputs:
         base = pretrain(settings, summary.inputs)
         check_store(settings, base)
         inputs = summary.inputs | files_beside_the_log(settings)
-        folder, start = _folder_of(settings, base.fingerprint, inputs, store, only)
+        folder, start, published = _folder_of(settings, base.fingerprint, inputs, store, only)
         whole = windows_of(settings)
         check_earlier(settings, whole)
         # Identifiers that adapters brought are known from now on.
@@ -77,7 +83,7 @@ class Inputs:
             live = Live.of(store, start, base, settings, only)
         if only:
             windows = windows.of_segments(only)
-        return cls(folder, summary, Cut.of(summary, whole), base, windows, unknown, live)
+        return cls(folder, summary, Cut.of(summary, whole), base, windows, unknown, live, published)
 
     @property
     def rows_lost(self) -> dict[str, int]:
@@ -93,21 +99,31 @@ def _folder_of(
     inputs: dict[str, str],
     store: AdapterStore,
     only: Sequence[str],
-) -> tuple[RunFolder, Release | None]:
-    """The run's folder, and the release that was live when it began: the current one, or the one
-    below it where the current one is this run's own.
+) -> tuple[RunFolder, Release | None, Release | None]:
+    """The run's folder, the release that was live when it began, and the one that it has published.
+
+    A run that has published is found again by the id that stands in its release, whatever others
+    have published since.
     """
-    current = store.current()
+
+    run = RunFolder(settings, base, inputs)
 
     def folder_from(start: Release | None) -> RunFolder:
-        began = {"release": None if start is None else start.number, "only": sorted(only)}
-        return RunFolder(settings, base, inputs, began)
+        release = "" if start is None else store.sha256(start)
+        return run.beginning_from({"release": release, "only": sorted(only)})
 
-    if current is not None:
-        below = None if current.parent is None else store.release(current.parent)
-        if current.run == (folder := folder_from(below)).id:
-            return folder, below
-    return folder_from(current), current
+    newest = list[Release]()
+    for number in store.releases()[: -_LOOKED_BACK - 1 : -1]:
+        # A damaged release that is not current stops nobody.
+        with contextlib.suppress(StoreError):
+            newest.append(store.release(number))
+    starts = {folder_from(start).id: start for start in (*newest, None)}
+    for release in newest:
+        if release.run in starts:
+            start = starts[release.run]
+            return folder_from(start), start, release
+    current = store.current()
+    return folder_from(current), current, None
 
 
 def check_store(settings: RunSettings, base: BaseModel) -> None:

@@ -4,7 +4,6 @@ not made again.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,18 +63,14 @@ class Kept:
                 what, make = jobs[number]
                 self.write(make(), *what)
 
-        def attempt(numbers: tuple[int, ...]) -> None:
-            # It is asked again here, for its error.
-            with contextlib.suppress(Exception):
-                work(numbers)
-
         found = [self.read(*what) for what, _ in jobs]
         missing = [(number,) for number, table in enumerate(found) if table is None]
         if self.processes > 1 and len(missing) > 1:
-            run_tasks(missing, attempt, self.processes)
+            run_tasks(missing, work, self.processes)
         for numbers in missing:
             what, _ = jobs[numbers[0]]
             if (table := self.read(*what)) is None:
+                # Where it failed in a process, this is for its error.
                 work(numbers)
                 table = self.read(*what)
             assert table is not None, f"{self._path(what)} was written a moment ago"

@@ -16,13 +16,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reclora.bank import AdapterBank
-from reclora.evaluation import Lists
+from reclora.evaluation import Lists, ScorerOf
 from reclora.files import read_parquet
 from reclora.gate import CANDIDATE
 from reclora.popularity import popularity
-from reclora.store import AdapterStore
+from reclora.store import AdapterStore, Release, Superseded
+from reclora.training import TrainingError
 
-from .alone import alone_in
+from .alone import alone_in, writing_alone
 from .assessment import Assessment, Tables, Yardstick, write_table
 from .contenders import POOLED, Trained, train_contender
 from .gating import Decisions, decide_all
@@ -33,9 +34,9 @@ from .live import KNOWN_UNTIL
 from .plan import bytes_needed, check_adapter, check_writable
 from .progress import step
 from .reporting import compared, write_run_report
-from .run import RunFolder, RunSettings
+from .run import RunFolder, RunSettings, digest
 from .space import check_space
-from .yardstick import BASE, POPULARITY_RECENT, ScorerOf, sliced, untrained, yardstick_of
+from .yardstick import BASE, POPULARITY_RECENT, sliced, untrained, yardstick_of
 
 CURRENT, RELEASED = "current release", "what is live now"
 
@@ -63,7 +64,8 @@ def retrain(settings: RunSettings, only: Sequence[str] = (), resume: bool = True
 
     Raises:
         LogError, SettingsError, BaseError, TrainingError, StoreError, ValueError: what is wrong
-            with input or settings; nothing was published.
+            with input or settings. What test cannot measure is found before anything is published;
+            an error after that leaves what was published live.
         Busy: another run is at work in the same folder.
         OSError: a file cannot be written, or there is not enough room.
         KeyboardInterrupt: it was told to stop; it can be resumed.
@@ -73,29 +75,38 @@ def retrain(settings: RunSettings, only: Sequence[str] = (), resume: bool = True
         inputs = Inputs.read(settings, only)
         folder = inputs.folder
         if folder.is_complete and _is_published(settings, folder):
+            folder.tidy()
             summary = folder.summary()
             decisions = Decisions(read_parquet(folder.decisions).to_pandas())
             return Outcome(folder, settings.store_folder, summary["release"], decisions, True)
-        if not resume:
-            folder.forget()
         check_adapter(settings, inputs.base, inputs.windows.train)
-        check_space(settings.runs, bytes_needed(settings, inputs.windows))
+        held = folder.bytes_held if resume else 0
+        check_space(settings.runs, bytes_needed(settings, inputs.windows) - held)
         # What test cannot measure is refused before anything is published.
         yardstick = yardstick_of(settings, inputs.base, inputs.windows, folder.id)
-        folder.begin()
-        return _finish(settings, inputs, yardstick)
+        with writing_alone(folder.path):
+            if not resume:
+                folder.forget()
+            folder.begin()
+            return _finish(settings, inputs, yardstick)
 
 
 def _finish(settings: RunSettings, inputs: Inputs, yardstick: Yardstick) -> Outcome:
     """Train, decide, publish, measure and report."""
     folder = inputs.folder
     learned = learn(settings, inputs)
-    with step("the gate: candidates against what is live") as progress:
-        decisions = _decide(settings, inputs, learned)
-        progress(1, 1)
+    if inputs.published is None:
+        with step("the gate: candidates against what is live") as progress:
+            decisions = _decide(settings, inputs, learned)
+            progress(1, 1)
+        folder.event("decided", **decisions.counts)
+        release, decisions = publish(settings, inputs, learned, decisions)
+    else:
+        # What was decided is live: a segment whose worker had been killed then may have an adapter
+        # now, and is not decided on again.
+        release, decisions = inputs.published, _decided_before(settings, inputs.published)
     write_table(folder.decisions, decisions.table)
-    folder.event("decided", **decisions.counts)
-    number = publish(settings, inputs, learned, decisions)
+    number = None if release is None else release.number
     folder.event("published", release=number)
     assessment = measure(settings, inputs, learned, decisions, yardstick)
     assessment.write_results(folder.results)
@@ -140,42 +151,62 @@ def _decide(settings: RunSettings, inputs: Inputs, learned: Learned) -> Decision
     )
 
 
+def _decided_before(settings: RunSettings, release: Release) -> Decisions:
+    table = AdapterStore(settings.store_folder).decisions(release)
+    assert table is not None, "a run publishes its decisions"
+    return Decisions(table)
+
+
 def publish(
     settings: RunSettings, inputs: Inputs, learned: Learned, decisions: Decisions
-) -> int | None:
+) -> tuple[Release | None, Decisions]:
     """Publish what passed the gate, in one release with all decisions; None where nothing did.
 
-    What this run has published before, and was killed after, is not published again.
+    Segments that others have changed since the run began stay as those left them.
     """
     store, subject = AdapterStore(settings.store_folder), learned.subject
-    for number in reversed(store.releases()):
-        if store.release(number).run == inputs.folder.id:
-            return number
-    promoted, served = decisions.of("promoted"), decisions.of("fell back")
-    if not promoted and not served:
-        return None
+    begun = inputs.live.release
+    while True:
+        current = store.current()
+        if current is not None and (begun is None or begun.number < current.number):
+            changed = set(current.segments)
+            if begun is not None:
+                changed = set(store.diff(begun, current)["segment"])
+            why = f"it was changed by others, by release {current.number}, while this run was at it"
+            decisions = decisions.without(changed, why)
+        promoted, served = decisions.of("promoted"), decisions.of("fell back")
+        if not promoted and not served:
+            return None, decisions
+        try:
+            release = store.publish(
+                [subject.bank.adapter(name) for name in promoted],
+                reason=f"run {inputs.folder.id}: better on validation",
+                author=settings.author or None,
+                metrics=_metrics(settings, learned, decisions),
+                serves_parent=served,
+                parent=subject.parent,
+                run=inputs.folder.id,
+                decisions=decisions.table,
+                canary=settings.gate.canary or None,
+                onto=0 if current is None else current.number,
+            )
+        except Superseded:
+            continue
+        return release, decisions
+
+
+def _metrics(
+    settings: RunSettings, learned: Learned, decisions: Decisions
+) -> dict[str, dict[str, float]]:
+    """What the release says of each segment that goes live."""
     means = decisions.table.set_index("segment")
+    measure = f"validation {settings.evaluation.headline}"
     columns = {CANDIDATE: "", "live": " of what was live", BASE: " of the base"}
-    metrics = {
-        name: {
-            f"validation {settings.evaluation.headline}{of}": float(means[column][name])
-            for column, of in columns.items()
-        }
+    return {
+        name: {f"{measure}{of}": float(means[column][name]) for column, of in columns.items()}
         | {KNOWN_UNTIL: learned.known_until}
-        for name in (*promoted, *served)
+        for name in sorted(decisions.goes_live)
     }
-    release = store.publish(
-        [subject.bank.adapter(name) for name in promoted],
-        reason=f"run {inputs.folder.id}: better on validation",
-        author=settings.author or None,
-        metrics=metrics,
-        serves_parent=served,
-        parent=subject.parent,
-        run=inputs.folder.id,
-        decisions=decisions.table,
-        canary=settings.gate.canary or None,
-    )
-    return release.number
 
 
 def measure(
@@ -220,7 +251,14 @@ def measure(
         ground = learned.ground
         for choice in learned.choices:
             with step(f"training: {choice.contender.model}, seed {seed}") as progress:
-                trained = train_contender(choice.contender, ground, choice.config, seed)
+                try:
+                    trained = train_contender(choice.contender, ground, choice.config, seed)
+                except TrainingError as error:
+                    # What is live is of the first seed; this one is not measured, and the rest of
+                    # it neither, which may stand on it.
+                    print(f"seed {seed} is left out: {error}", file=sys.stderr)
+                    folder.event("left out", model=choice.contender.model, seed=seed)
+                    break
                 progress(1, 1)
             folder.event("trained", model=choice.contender.model, seed=seed)
             if choice.contender.model == POOLED:
@@ -232,7 +270,7 @@ def measure(
         name: candidate.segments[name] if name in lives else its
         for name, its in served.segments.items()
     }
-    assessment.take(RELEASED, Lists(now), learned.subject.fingerprint)
+    assessment.take(RELEASED, Lists(now), digest(learned.subject.fingerprint, sorted(lives)))
     return assessment
 
 

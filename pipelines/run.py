@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
+from functools import cache
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
@@ -232,6 +234,7 @@ def contents(log: LogSettings, inputs: Mapping[str, str]) -> list[str]:
     return sorted(window_file(name.partition(": ")[0], sha) for name, sha in inputs.items())
 
 
+@cache
 def versions() -> dict[str, str]:
     """The packages that decide a run's numbers."""
     names = ("reclora", "torch", "numba", "numpy", "scipy", "pandas", "pyarrow", "duckdb")
@@ -264,7 +267,7 @@ def git_commit() -> str | None:
 
 
 NOT_DECIDING = ("folder", "runs", "author", "repeat", "workers", "tracking")
-"""Settings that change no number of a run."""
+"""Settings that change no number of a run. What a store in `folder` holds does: `began_from`."""
 
 
 class RunFolder:
@@ -281,7 +284,7 @@ class RunFolder:
         began_from: object = None,
     ) -> None:
         """Args:
-        began_from: what was live when it began, and whatever else decides its numbers.
+        began_from: what was live when it began, and whatever else decides its numbers, JSON-able.
         """
         self._settings, self._base, self._inputs = settings, base_fingerprint, dict(inputs)
         self._began_from = began_from
@@ -289,10 +292,18 @@ class RunFolder:
         files = contents(settings.log, inputs)
         decides["log"] |= {"files": files, "windows": "", "memory_limit": ""}
         self._commit = git_commit()
-        parts = decides, base_fingerprint, versions(), self._commit, began_from
-        self.id = f"{settings.name}-{digest(*parts)}"
+        self._decides = decides, base_fingerprint, versions(), self._commit
+        self.id = f"{settings.name}-{digest(*self._decides, began_from)}"
         self.path = settings.runs / self.id
         self._began = time.monotonic()
+
+    def beginning_from(self, began_from: object) -> RunFolder:
+        """The folder of the same run, had it begun from something else."""
+        other = copy(self)
+        other._began_from = began_from
+        other.id = f"{self._settings.name}-{digest(*self._decides, began_from)}"
+        other.path = self._settings.runs / other.id
+        return other
 
     @property
     def results(self) -> Path:
@@ -342,8 +353,9 @@ class RunFolder:
         self.event("resume" if resumed else "begin")
 
     def forget(self) -> None:
-        """Throw away what an interrupted run has left."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Throw away what an interrupted run has left (OSError: it cannot be removed)."""
+        for left in self.path.iterdir():
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def event(self, what: str, **facts: object) -> None:
         """Append one line to `events.jsonl`: what happened, and seconds since the beginning."""
@@ -353,8 +365,6 @@ class RunFolder:
 
     def complete(self, summary: Mapping[str, Any]) -> None:
         """Write `run.json`; what was kept to go on from is needed no more."""
-        for folder in (self.training, self.measuring):
-            shutil.rmtree(folder, ignore_errors=True)
         self.event("complete")
         about = {
             "format": 1,
@@ -368,6 +378,17 @@ class RunFolder:
             **summary,
         }
         write_text(self.path / "run.json", json.dumps(about, indent=2, default=str) + "\n")
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove what an unfinished run goes on from: a complete one needs it no more."""
+        for folder in (self.training, self.measuring):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def bytes_held(self) -> int:
+        """What an interrupted run has written already."""
+        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
 
     def summary(self) -> dict[str, Any]:
         """What `complete` wrote."""

@@ -86,14 +86,21 @@ class Workshop:
         if self.workers > 1 and self.folder is not None:
             finished = run_tasks(chunks, lambda codes: trained(codes) and None, self.workers)
         bank = bank_of(log, np.arange(log.num_segments))
-        trainings = []
-        for codes in sorted(finished.done):
+        trainings, parts = list[Training](), list[AdapterBank]()
+        # What failed in a worker is trained again here, for its error.
+        for codes in sorted((*finished.done, *finished.failed)):
             part, training = trained(codes)
             trainings.append(training)
-            for adapter in part.adapters() if part is not None else ():
-                bank.put(adapter)
+            if part is not None:
+                parts.append(part)
+                for adapter in part.adapters():
+                    bank.put(adapter)
         names = log.segment_names
-        return bank, _joined(trainings, {names[s]: why for s, why in finished.given_up.items()})
+        training = _joined(trainings, {names[s]: why for s, why in finished.given_up.items()})
+        if not parts:
+            name, why = next(iter(training.quarantined.items()))
+            raise TrainingError(f"no segment is left to train: {name!r}: {why}", training)
+        return bank, training
 
     def _fitting(
         self,
@@ -114,7 +121,7 @@ class Workshop:
         halved = config.step_rows
         while halved > config.batch_rows and self.folder is not None:
             halved = max(config.batch_rows, halved // 2)
-            at = self._checkpoint(f"{name} {halved}", codes, part)
+            at = self._checkpoint(name, halved, codes, part)
             if at is not None and at.is_there():
                 config = replace(config, step_rows=halved)
         while True:
@@ -123,7 +130,7 @@ class Workshop:
             if not any(delta.kind in ("rows", "basis") for _, delta in bank.deltas()):
                 # The full fine-tune and the low rungs have no row factor to drop from.
                 own = replace(config, row_dropout=0.0)
-            at = self._checkpoint(f"{name} {config.step_rows}", codes, part)
+            at = self._checkpoint(name, config.step_rows, codes, part)
             try:
                 return bank, train(bank, part, own, judge=judge, seed=seed, checkpoint=at)
             except (MemoryError, RuntimeError) as error:
@@ -143,12 +150,12 @@ class Workshop:
             config = replace(config, step_rows=max(config.batch_rows, config.step_rows // 2))
 
     def _checkpoint(
-        self, name: str, codes: tuple[int, ...], part: Interactions
+        self, name: str, step_rows: int, codes: tuple[int, ...], part: Interactions
     ) -> Checkpoint | None:
         if self.folder is None:
             return None
-        path = self.folder / f"{name.partition(' ')[0]}-{codes[0]}-{len(codes)}.safetensors"
-        return Checkpoint(path, digest(name, part.segment_names))
+        path = self.folder / f"{name}-{codes[0]}-{len(codes)}.safetensors"
+        return Checkpoint(path, digest(name, step_rows, part.segment_names))
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -182,8 +189,9 @@ def _joined(trainings: Sequence[Training], given_up: Mapping[str, str]) -> Train
     for training in trainings:
         quarantined |= training.quarantined
         best |= training.best_epoch
+    curves = [training.curves for training in trainings]
     return Training(
-        pd.concat([training.curves for training in trainings], ignore_index=True),
+        pd.concat(curves, ignore_index=True) if curves else pd.DataFrame(),
         best,
         sum(training.steps for training in trainings),
         quarantined,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -10,12 +9,18 @@ import numpy as np
 from torch import Tensor
 
 from reclora.base import BaseModel
-from reclora.evaluation import ForeignError, LabelledRows, read_labelled, recommend, slices_of
+from reclora.evaluation import (
+    ForeignError,
+    LabelledRows,
+    ScorerOf,
+    read_labelled,
+    recommend,
+    slices_of,
+)
 from reclora.evaluation.plain import EVERYBODY
 from reclora.files import sha256_of
 from reclora.interactions import IdMap
 from reclora.popularity import popularity
-from reclora.ranking import Scorer
 from reclora.splits import LeakageError, Windows
 
 from .assessment import Yardstick
@@ -25,8 +30,6 @@ from .run import RunSettings
 
 BASE = "frozen base"
 POPULARITY_ALL, POPULARITY_RECENT = "segment popularity, all time", "segment popularity, recent"
-
-ScorerOf = Callable[[str], Scorer]
 
 
 def yardstick_of(

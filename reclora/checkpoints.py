@@ -2,7 +2,7 @@
 goes on from there to the same bytes.
 
 A checkpoint is one safetensors file: the tensors, and in its metadata whose they are, some facts as
-JSON and the sha256 of the tensors. It belongs to one training on one machine and is no exchange
+JSON and the sha256 of both. It belongs to one training on one machine and is no exchange
 format: the store is.
 """
 
@@ -66,11 +66,8 @@ class Checkpoint:
         """
         make_folder(self.path.parent)
         whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        about = {
-            "of": self.of,
-            "facts": json.dumps(facts, allow_nan=False),
-            "sha256": _digest(whole),
-        }
+        text = json.dumps(facts, allow_nan=False)
+        about = {"of": self.of, "facts": text, "sha256": _digest(whole, text)}
         with atomic_write(self.path) as temporary:
             try:
                 save_file(whole, temporary, metadata=about)
@@ -91,13 +88,13 @@ class Checkpoint:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError):
             return None
-        if about.get("sha256") != _digest(tensors):
+        if about.get("sha256") != _digest(tensors, facts := about.get("facts", "")):
             return None
-        return tensors, dict(json.loads(about["facts"]))
+        return tensors, dict(json.loads(facts))
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(tensors: Mapping[str, Tensor], facts: str) -> str:
+    digest = hashlib.sha256(facts.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -3,7 +3,8 @@
 Workers are forked: they see all that this process has in memory, and are sent only the numbers of
 parts. What they make is written to files or shared memory by themselves. A worker does one task
 after the other: what it has compiled and read stays warm. A task whose worker dies is tried again,
-then its parts each alone; a part that dies again is given up.
+then its parts each alone; a part that dies again is given up. An error is no death: the task has
+failed, and would fail again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +26,7 @@ import torch
 
 TRIES = 3
 INTERRUPTED = 130
+DONE, FAILED = "done", "failed"
 GRACE = 8.0
 """Seconds in which a worker that is told to stop keeps what it has reached."""
 
@@ -46,6 +47,8 @@ class Finished:
     """How tasks ended."""
 
     done: list[tuple[Part, ...]] = field(default_factory=list)
+    failed: list[tuple[Part, ...]] = field(default_factory=list)
+    """Those that ended with an error: whoever does them in this process is given it."""
     given_up: dict[Part, str] = field(default_factory=dict)
     """Part -> why."""
 
@@ -58,9 +61,6 @@ def run_tasks(
 ) -> Finished:
     """Do every task in one of `workers` processes.
 
-    A task that ends with an error (and not by a signal) is not tried again: it would end so again.
-    Its parts are given up, with the error as the reason.
-
     Args:
         work: does one task and writes down what it makes; a task that is done already ends at once.
         progress: told (tasks ended, tasks) after each.
@@ -70,27 +70,30 @@ def run_tasks(
     """
     waiting = deque(Task(parts) for parts in tasks)
     finished, ended = Finished(), 0
-    idle, busy = list[_Worker](), dict[Connection, _Worker]()
+    staff, busy = list[_Worker](), dict[Connection, _Worker]()
     try:
         while waiting or busy:
             while waiting and len(busy) < workers:
-                worker = idle.pop() if idle else _Worker.started(work)
-                worker.begin(waiting.popleft())
+                if len(staff) == len(busy):
+                    staff.append(_Worker.started(work))
+                worker = next(worker for worker in staff if worker.line not in busy)
                 busy[worker.line] = worker
+                worker.begin(waiting.popleft())
             for line in wait(list(busy)):
-                worker = busy.pop(line)  # type: ignore[arg-type]
-                again = _ended(worker.task, code := worker.outcome(), finished)
-                if code == 0:
-                    idle.append(worker)
+                worker = busy.pop(line)  # type: ignore[call-overload]
+                outcome = worker.outcome()
+                if outcome not in (DONE, FAILED):
+                    staff.remove(worker)
+                again = _ended(worker.task, outcome, finished)
                 waiting.extendleft(reversed(again))
                 ended += not again
                 if progress is not None:
                     progress(ended, ended + len(waiting) + len(busy))
+        for worker in staff:
+            worker.dismiss()
     except BaseException:
-        _stop([worker.process for worker in (*busy.values(), *idle)])
+        _stop([worker.process for worker in staff])
         raise
-    for worker in idle:
-        worker.dismiss()
     return finished
 
 
@@ -108,7 +111,7 @@ class _Worker:
         sys.stderr.flush()
         context = multiprocessing.get_context("fork")
         line, its_line = context.Pipe()
-        process = context.Process(target=_work, args=(work, its_line, os.getpid()))
+        process = context.Process(target=_work, args=(work, its_line, os.getpid()), daemon=True)
         process.start()
         # Nobody else holds its end, so that the line ends when it does.
         its_line.close()
@@ -118,15 +121,14 @@ class _Worker:
         self.task = task
         self._say(task.parts)
 
-    def outcome(self) -> int:
-        """0 where the task is done; else how the process ended."""
+    def outcome(self) -> str | int:
+        """What it says of its task, or how the process ended."""
         try:
-            self.line.recv()
+            return str(self.line.recv())
         except (EOFError, ConnectionResetError):
             self.process.join()
             # One that leaves without a word has not done its task.
             return self.process.exitcode or 1
-        return 0
 
     def dismiss(self) -> None:
         self._say(None)
@@ -140,8 +142,8 @@ class _Worker:
 
 
 def _work(work: Work, line: Connection, parent: int) -> None:
-    """Do tasks until there are no more; whoever is told to stop twice has kept what it could at the
-    first time.
+    """Do tasks until there are no more. The first signal interrupts, so that a task keeps what it
+    has reached; a second one does nothing, while it does so.
     """
     # A worker whose parent was killed must not go on beside the next run. Linux alone has this.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -159,36 +161,36 @@ def _work(work: Work, line: Connection, parent: int) -> None:
     torch.set_num_threads(1)
     try:
         while (parts := line.recv()) is not None:
-            work(parts)
-            line.send("done")
+            try:
+                work(parts)
+            except Exception:  # noqa: BLE001
+                line.send(FAILED)
+            else:
+                line.send(DONE)
     except KeyboardInterrupt:
         os._exit(INTERRUPTED)
     except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
         os._exit(1)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
 
 
-def _ended(task: Task, code: int, finished: Finished) -> list[Task]:
+def _ended(task: Task, outcome: str | int, finished: Finished) -> list[Task]:
     """What is to be tried again."""
-    if code == 0:
-        finished.done.append(task.parts)
+    if isinstance(outcome, str):
+        (finished.done if outcome == DONE else finished.failed).append(task.parts)
         return []
-    if code == INTERRUPTED:
+    if outcome == INTERRUPTED:
         # Told to stop by somebody else than this process, which is told so as well.
         return [task]
-    how = f"signal {-code}" if code < 0 else "an error, which is printed above"
     tries = task.tries + 1
-    if code < 0 and tries < TRIES:
+    if tries < TRIES:
         if tries + 1 < TRIES:
             return [Task(task.parts, tries)]
         # The last try is alone, so that one poisoned part takes no other with it.
         return [Task((part,), tries) for part in task.parts]
-    if code > 0 and len(task.parts) > 1:
-        return [Task((part,), TRIES - 1) for part in task.parts]
+    how = f"signal {-outcome}" if outcome < 0 else f"exit code {outcome}"
     for part in task.parts:
         finished.given_up[part] = f"its worker ended by {how}, tried {tries} times"
     return []

@@ -119,6 +119,23 @@ def test_what_is_not_its_own_or_damaged_is_trained_anew(tmp_path: Path, damage: 
     assert same(trained(Checkpoint(path, of)), whole())
 
 
+def test_a_flipped_bit_of_the_facts_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    checkpoint = Checkpoint(path, "a")
+    checkpoint.save({"x": torch.arange(3)}, {"epoch": 3})
+    data = path.read_bytes()
+    assert data.count(b'\\"epoch\\": 3') == 1
+    path.write_bytes(data.replace(b'\\"epoch\\": 3', b'\\"epoch\\": 7'))
+    assert checkpoint.is_there() and checkpoint.load() is None
+    path.write_bytes(data.replace(b'\\"epoch\\": 3', b'\\"epoch\\"; 3'))
+    assert checkpoint.load() is None
+    path.write_bytes(data)
+    kept = checkpoint.load()
+    assert kept is not None and kept[1] == {"epoch": 3}
+    assert not Checkpoint(path, "b").is_there()
+    assert not Checkpoint(tmp_path / "none", "a").is_there()
+
+
 def test_an_interrupt_keeps_what_is_reached(tmp_path: Path) -> None:
     """Long before it is due; the judge of the second epoch is where it comes."""
     path, asked = tmp_path / "checkpoint.safetensors", []

@@ -18,6 +18,7 @@ from reclora.evaluation import EvaluationConfig, ForeignError, hold_out, read_fo
 from reclora.files import read_parquet
 from reclora.interactions import Interactions
 from reclora.metrics import CONVENTIONS
+from reclora.pipelines import evaluated as evaluated_module
 from reclora.pipelines.assessment import Assessment, Yardstick
 from reclora.pipelines.contenders import SUBJECT
 from reclora.pipelines.evaluate import evaluate_releases
@@ -269,6 +270,56 @@ def test_lists_of_other_systems_are_compared(files: dict[str, Path], tmp_path: P
     assert evaluated.quality["held-out items that count, not seen before"] == 180
     assert evaluated.quality["items in lists of good that are in no log"] == 0
     assert "How good are the lists of good?" in evaluated.folder.report.read_text()
+
+
+def test_an_interrupted_evaluation_lends_nothing_to_another(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same files by other names, or cut into other slices, are another evaluation."""
+    config = EvaluationConfig(ks=(10,), metrics=("recall",))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def run(lists: dict[str, str], slices: tuple[str, ...] = ()) -> Evaluated:
+        return evaluate_files(
+            {name: files[file] for name, file in lists.items()},
+            files["test"],
+            files["train"],
+            config,
+            attributes=slices,
+            runs=tmp_path / "runs",
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluated_module, "write_report", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run({"mine": "bad", "other": "good"})
+    assert run({"mine": "good", "other": "bad"}).verdict == "better"
+    assert run({"mine": "bad", "other": "good"}).verdict == "worse"
+    cut = run({"mine": "bad", "other": "good"}, ("device",))
+    assert "device" in set(cut.tables.slices["slice"])
+
+
+def test_the_overlap_is_with_what_is_current(
+    settings: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(settings.folder, tmp_path / "work")
+    mine = replace(settings, folder=tmp_path / "work", runs=tmp_path / "runs")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluated_module, "write_report", killed)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_releases(mine, [1])
+    store = AdapterStore(mine.store_folder)
+    store.publish([], reason="none", remove=[*store.release(1).segments])
+    tables = evaluate_releases(mine, [1]).tables.lists
+    overlap = tables[(tables["metric"] == "overlap") & (tables["scope"] == "all")]
+    means = overlap.set_index(["model", "k"])["mean"]
+    assert means["frozen base", 10] == 1 and means["release 1", 10] < 1
 
 
 def test_sections_say_what_was_measured(files: dict[str, Path], tmp_path: Path) -> None:

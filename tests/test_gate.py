@@ -146,6 +146,20 @@ def test_a_run_keeps_its_decisions(tmp_path_factory: pytest.TempPathFactory) -> 
     assert np.allclose(judged["live"], judged["frozen base"]), "nothing was live before"
 
 
+def test_what_others_changed_stays() -> None:
+    rows = [
+        {"segment": name, "status": status, "reason": "r", "had_candidate": status != "skipped"}
+        for name, status in zip(
+            "abcd", ["promoted", "fell back", "skipped", "promoted"], strict=True
+        )
+    ]
+    decisions = Decisions(pd.DataFrame(rows))
+    left = decisions.without({"a", "b", "c", "z"}, "others")
+    assert left.table["status"].tolist() == ["kept", "kept", "skipped", "promoted"]
+    assert left.table["reason"].tolist() == ["others", "others", "r", "r"]
+    assert left.goes_live == {"d"} and decisions.goes_live == {"a", "b", "d"}
+
+
 def test_refused_is_when_there_was_something_to_refuse() -> None:
     def of(status: str, had: bool) -> Decisions:
         row = {"segment": "a", "status": status, "reason": "", "had_candidate": had}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from small_worlds import KINDS, make_base, make_log, numbers
 
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
+from reclora.checkpoints import Checkpoint
 from reclora.configs import AdapterConfig
 from reclora.files import read_parquet
 from reclora.gate import GateConfig
@@ -106,6 +108,16 @@ def same_night(outcome: Path, expected: Outcome, settings: RunSettings) -> None:
     assert len(AdapterStore(settings.store_folder).releases()) == 1
 
 
+ALL_MODELS = [
+    "segment popularity, all time",
+    "segment popularity, recent",
+    "frozen base",
+    "pooled adapter",
+    "per-segment adapters",
+    "what is live now",
+]
+
+
 def started(toml: Path, cwd: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [Path(sys.executable).with_name("reclora"), "retrain", toml],
@@ -127,6 +139,8 @@ def test_row_07_a_night_killed_again_and_again_ends_with_the_same_bytes(
     kills = 0
     for attempt in range(40):
         process = started(toml, tmp_path)
+        while not list(settings.runs.glob("*/events.jsonl")) and process.poll() is None:
+            time.sleep(0.02)
         try:
             # Importing takes some seconds: each attempt lives a little longer.
             _, errors = process.communicate(timeout=4.0 + 0.6 * attempt)
@@ -136,7 +150,9 @@ def test_row_07_a_night_killed_again_and_again_ends_with_the_same_bytes(
             process.communicate()
             kills += 1
     assert process.returncode == 0, errors
-    assert kills >= 1
+    (events,) = settings.runs.glob("*/events.jsonl")
+    happened = [json.loads(line)["event"] for line in events.read_text().splitlines()]
+    assert kills >= 1 and "resume" in happened
     same_night(settings.runs, whole[1], settings)
 
 
@@ -192,9 +208,61 @@ def test_a_night_killed_after_publishing_publishes_once(
     same_night(settings.runs, whole[1], settings)
 
 
-def test_workers_change_no_byte(
-    tmp_path: Path, base: Path, whole: tuple[RunSettings, Outcome]
+@pytest.mark.parametrize("where", ["decided", "measured", "compared", "written", "complete"])
+def test_a_kill_after_training_costs_no_training(
+    tmp_path: Path,
+    base: Path,
+    whole: tuple[RunSettings, Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
 ) -> None:
+    """What was made is read: nothing that ran before the kill runs again."""
+    from reclora.pipelines import assessment, workshop
+    from reclora.pipelines import retrain as pipeline
+
+    settings = nightly(tmp_path, base)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    stages = {
+        "decided": (pipeline, "publish"),
+        "measured": (pipeline.Assessment, "take"),
+        "compared": (pipeline.Assessment, "write_results"),
+        "written": (pipeline, "write_run_report"),
+        "complete": (pipeline.RunFolder, "tidy"),
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(*stages[where], killed)
+        with pytest.raises(KeyboardInterrupt):
+            retrain(settings)
+    trained, ranked = list[object](), list[object]()
+    train, rank = workshop.train, assessment._measured
+
+    def training(*given: Any, checkpoint: Checkpoint, **further: Any) -> Training:
+        trained.append(checkpoint.load() is not None)
+        return train(*given, checkpoint=checkpoint, **further)
+
+    # The training on nothing, which checks the config, is another `train`.
+    monkeypatch.setattr(workshop, "train", training)
+    monkeypatch.setattr(assessment, "_measured", lambda *a: ranked.append(a[3]) or rank(*a))
+    outcome = retrain(settings)
+    assert outcome.was_there == (where == "complete")
+    same_night(settings.runs, whole[1], settings)
+    assert all(trained) and bool(trained) == (where != "complete")
+    assert ranked == {"decided": ALL_MODELS, "measured": ALL_MODELS[-1:]}.get(where, [])
+
+
+def test_workers_change_no_byte(
+    tmp_path: Path,
+    base: Path,
+    whole: tuple[RunSettings, Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from reclora.evaluation import pieces
+
+    monkeypatch.setattr(pieces, "PIECE_USERS", 10)
+    monkeypatch.setattr(pieces, "LEAST_USERS", 0)
     settings = nightly(tmp_path, base, workers=2)
     log = Interactions.read(whole[0].log_folder)
     assert len(chunks_of(log, 300)) > 1
@@ -406,6 +474,111 @@ def test_a_canary_is_promoted_later(tmp_path: Path, base: Path) -> None:
     assert live(settings.store_folder) == before
     promoted = store.promote(reason="the canary sings")
     assert promoted.canary is None and live(settings.store_folder) != before
+
+
+def test_what_others_change_during_a_night_stays(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from reclora.pipelines import retrain as pipeline
+
+    settings = nightly(tmp_path, base)
+    first = retrain(settings)
+    gone, *others = first.decisions.of("promoted")
+    assert others
+    store = AdapterStore(settings.store_folder)
+    again = replace(settings, training=replace(settings.training, epochs=11))
+    # Whatever a candidate is like it goes live, so that what stays is the others' doing.
+    again = replace(again, gate=GateConfig(rule="none"))
+    publish = pipeline.publish
+
+    def changed(*given: Any) -> Any:
+        if store.releases() == [1]:
+            store.publish([], reason="it is haunted", remove=[gone])
+        return publish(*given)
+
+    monkeypatch.setattr(pipeline, "publish", changed)
+    second = retrain(again)
+    assert second.release == 3 and store.releases() == [1, 2, 3]
+    release = store.release(3)
+    assert gone not in release.segments and set(others) <= set(release.segments)
+    row = second.decisions.table.set_index("segment").loc[gone]
+    assert row["status"] == "kept" and "changed by others, by release 2" in row["reason"]
+    written = store.decisions(3)
+    assert written is not None and written.equals(second.decisions.table)
+    assert read_parquet(second.folder.decisions).to_pandas().equals(second.decisions.table)
+    # Its own release is not on the one that it began from; the run finds it all the same.
+    assert retrain(again).was_there and store.releases() == [1, 2, 3]
+    store.rollback(1, reason="for now")
+    assert retrain(again).was_there and store.releases() == [1, 2, 3, 4]
+
+
+def test_what_was_decided_is_not_decided_again(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A segment that was quarantined as its worker was killed may train well the next time."""
+    from reclora.pipelines import learning
+    from reclora.pipelines import retrain as pipeline
+
+    settings = nightly(tmp_path, base)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    def poisoned(*given: Any) -> Any:
+        learned = learning.learn(*given)
+        learned.subject.training.quarantined["日本"] = "its worker ended by signal 9"
+        return learned
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "learn", poisoned)
+        patch.setattr(pipeline, "measure", killed)
+        with pytest.raises(KeyboardInterrupt):
+            retrain(settings)
+    outcome = retrain(settings)
+    assert outcome.release == 1 and outcome.decisions.of("quarantined") == ["日本"]
+    store = AdapterStore(settings.store_folder)
+    assert store.releases() == [1] and "日本" not in store.release(1).segments
+    assert read_parquet(outcome.folder.decisions).to_pandas().equals(outcome.decisions.table)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_in_a_worker_is_the_nights(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """A full disk is no reason to give segments up for good."""
+    settings = nightly(tmp_path, base, workers=workers)
+
+    def full(self: Checkpoint, *_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(self.path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", full)
+        with pytest.raises(OSError, match="No space left"):
+            retrain(settings)
+    assert not settings.store_folder.exists()
+    assert not retrain(settings).decisions.of("quarantined")
+
+
+def test_a_damaged_table_that_was_kept_is_made_again(
+    tmp_path: Path, base: Path, whole: tuple[RunSettings, Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from reclora.pipelines import retrain as pipeline
+
+    settings = nightly(tmp_path, base)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "write_run_report", killed)
+        with pytest.raises(KeyboardInterrupt):
+            retrain(settings)
+    kept = sorted(settings.runs.glob("*/measuring/*.parquet"))
+    assert len(kept) > 20
+    for path in kept[::3]:
+        path.write_bytes(path.read_bytes()[:-9])
+    retrain(settings)
+    same_night(settings.runs, whole[1], settings)
 
 
 def test_row_03_a_disk_without_room_is_refused_before_training(

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from reclora.adapters import Adapter
 from reclora.configs import AdapterConfig, AdapterError
 from reclora.stacks import AdapterStack
-from reclora.store import AdapterStore, BaseMismatch, StoreError, UnknownSegment
+from reclora.store import AdapterStore, BaseMismatch, StoreError, Superseded, UnknownSegment
 from reclora.store.packs import pack_file
 from tests.small_stores import BASE, OTHER, adapter, contents, value_of
 from tests.small_traces import go_traced
@@ -731,6 +731,18 @@ def test_row_04_a_publish_that_the_disk_refuses_leaves_nothing_behind(
     # The last fsync comes after the release can be seen: others may have built on it by now.
     assert publisher.publish(1, "fsync:error=EIO:when=8") == 1
     assert contents(store) == {"de": 1, "fr": 1, "it": 0}
+
+
+def test_a_change_for_one_release_is_not_made_on_another(store: AdapterStore) -> None:
+    store.publish([adapter("de", 1)], reason="first", onto=0)
+    with pytest.raises(Superseded, match="release 1 is current, not 0"):
+        store.publish([adapter("de", 2)], reason="late", onto=0)
+    store.publish([adapter("fr", 3)], reason="second", onto=1)
+    for late in (0, 1, 3):
+        with pytest.raises(Superseded, match="release 2 is current"):
+            store.publish([adapter("de", 2)], reason="late", onto=late)
+    assert store.releases() == [1, 2] and contents(store) == {"de": 1, "fr": 3}
+    assert store.sha256(store.release(1)) != store.sha256(store.release(2))
 
 
 def test_racing_publishers_lose_nothing(store: AdapterStore) -> None:

@@ -29,11 +29,12 @@ def test_every_task_is_done(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     finished = run_tasks(
         TASKS,
-        lambda parts: None if tries_of(tmp_path, parts) else None,
+        lambda parts: (tmp_path / str(parts)).touch(),
         2,
         lambda *n: told.append(n),
     )
     assert sorted(finished.done) == sorted(TASKS) and not finished.given_up
+    assert {path.name for path in tmp_path.iterdir()} == {str(parts) for parts in TASKS}
     assert told[-1] == (4, 4)
 
 
@@ -86,18 +87,26 @@ def test_a_worker_that_is_killed_between_two_tasks_costs_only_time(tmp_path: Pat
     assert sorted(finished.done) == [(0,), (1,)] and not finished.given_up
 
 
-def test_an_error_is_not_tried_again_but_costs_only_its_own_part(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_task_with_an_error_has_failed_and_costs_no_other(tmp_path: Path) -> None:
     def work(parts: tuple[int, ...]) -> None:
         tries_of(tmp_path, parts)
         if 4 in parts:
             raise ValueError("part 4 is no good")
 
     finished = run_tasks(TASKS, work, 2)
-    assert list(finished.given_up) == [4]
-    assert (3,) in finished.done and "part 4 is no good" in capfd.readouterr().err
-    assert len((tmp_path / "4").read_text()) == 1
+    assert finished.failed == [(3, 4)] and not finished.given_up
+    assert sorted(finished.done) == [(0, 1, 2), (5,), (6, 7)]
+    assert len((tmp_path / "3-4").read_text()) == 1
+
+
+def test_a_worker_that_leaves_without_a_word_has_died(tmp_path: Path) -> None:
+    def work(parts: tuple[int, ...]) -> None:
+        if 4 in parts:
+            os._exit(0)
+
+    finished = run_tasks(TASKS, work, 2)
+    assert finished.given_up == {4: "its worker ended by exit code 1, tried 3 times"}
+    assert (3,) in finished.done
 
 
 def test_an_interrupt_stops_the_workers(tmp_path: Path) -> None:

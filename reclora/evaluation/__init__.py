@@ -20,7 +20,7 @@ from reclora.evaluation.labelled import (
     read_labelled,
     user_log_likelihoods,
 )
-from reclora.evaluation.lists import Lists, SegmentLists, recommend
+from reclora.evaluation.lists import Lists, ScorerOf, SegmentLists, recommend
 from reclora.evaluation.pieces import KeptLists
 from reclora.evaluation.plain import ForeignError
 from reclora.evaluation.results import evaluate, measure, measure_stages, stage_name
@@ -36,6 +36,7 @@ __all__ = [
     "LabelledRows",
     "Lists",
     "RankingJudge",
+    "ScorerOf",
     "SegmentLists",
     "Slice",
     "check_name",

@@ -6,7 +6,6 @@ Processes are forked, see all that this one has in memory, and write into one bl
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,8 +26,8 @@ PIECE_USERS = 16_384
 LEAST_USERS = 4096
 """Fewer users are ranked before processes have begun."""
 
-Task = tuple[int, ...]
-"""Positions of consecutive pieces."""
+Span = tuple[int, ...]
+"""Positions of consecutive pieces that are ranked one after the other."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class KeptLists:
     folder: Path
     of: str
 
-    def read(self, task: Task, users: int, width: int) -> Tensor | None:
+    def read(self, task: Span, users: int, width: int) -> Tensor | None:
         """The lists of a task's users; None where there are none, or only damaged ones."""
         try:
             column = read_parquet(self._path(task)).column("item_row")
@@ -53,7 +52,7 @@ class KeptLists:
             return None
         return torch.from_numpy(column.to_numpy().astype(np.int64)).reshape(users, width)
 
-    def write(self, task: Task, rows_UW: Tensor) -> None:
+    def write(self, task: Span, rows_UW: Tensor) -> None:
         """Keep them, whole or not at all.
 
         Raises:
@@ -63,7 +62,7 @@ class KeptLists:
         rows = pa.array(rows_UW.reshape(-1).numpy(), pa.int64()).cast(pa.int32())
         write_parquet(self._path(task), pa.table({"item_row": rows}))
 
-    def _path(self, task: Task) -> Path:
+    def _path(self, task: Span) -> Path:
         return self.folder / f"{self.of}-{task[0]}-{len(task)}.parquet"
 
 
@@ -95,7 +94,7 @@ def rank_pieces(
     rows_UW, is_done = _shared(int(ends[-1]), width, len(tasks))
     users_of = [sum(sizes[at] for at in task) for task in tasks]
 
-    def lists_of(task: Task) -> Tensor:
+    def lists_of(task: Span) -> Tensor:
         return rows_UW[int(ends[task[0]]) : int(ends[task[-1] + 1])]
 
     def tell(done: int = 0, of: int = 0) -> None:
@@ -110,10 +109,6 @@ def rank_pieces(
                 kept.write(tasks[number], lists_of(tasks[number]))
             is_done[number] = 1
 
-    def attempt(numbers: tuple[int, ...]) -> None:
-        with contextlib.suppress(Exception):
-            work(numbers)
-
     for number, task in enumerate(tasks):
         found = None if kept is None else kept.read(task, users_of[number], width)
         if found is not None:
@@ -121,7 +116,7 @@ def rank_pieces(
             is_done[number] = 1
     missing = np.flatnonzero(is_done == 0).tolist()
     if processes > 1 and len(missing) > 1 and np.dot(1 - is_done, users_of) >= LEAST_USERS:
-        run_tasks([(number,) for number in missing], attempt, processes, tell)
+        run_tasks([(number,) for number in missing], work, processes, tell)
     for number in np.flatnonzero(is_done == 0).tolist():
         work((number,))
         tell()
@@ -136,7 +131,7 @@ def _shared(users: int, width: int, tasks: int) -> tuple[Tensor, NDArray[np.uint
     return torch.from_numpy(rows).reshape(users, width), is_done
 
 
-def _tasks(sizes: Sequence[int]) -> list[Task]:
+def _tasks(sizes: Sequence[int]) -> list[Span]:
     """Consecutive pieces of at most `PIECE_USERS` users together, but one piece at least."""
     tasks: list[list[int]] = []
     users = 0

@@ -21,7 +21,7 @@ from reclora.store.changes import Change, Tables, promotion, publication, restor
 from reclora.store.committing import Note, commit, writing
 from reclora.store.placements import Placement, PlacementTable
 from reclora.store.reader import StoreReader
-from reclora.store.reading import BaseMismatch, StoreError, UnknownSegment
+from reclora.store.reading import BaseMismatch, StoreError, Superseded, UnknownSegment
 from reclora.store.releases import Canary, PackSummary, Release
 from reclora.store.retired import check_there
 
@@ -40,6 +40,7 @@ __all__ = [
     "Placement",
     "Release",
     "StoreError",
+    "Superseded",
     "UnknownSegment",
 ]
 
@@ -69,6 +70,7 @@ class AdapterStore(StoreReader):
         decisions: pd.DataFrame | None = None,
         canary: float | None = None,
         remove: Sequence[str] = (),
+        onto: int | None = None,
     ) -> Release:
         """Make `adapters` the current ones of their segments; the other segments stay as they are.
 
@@ -91,8 +93,11 @@ class AdapterStore(StoreReader):
                 of its segments, for that share, and what is current stays. Candidates of other
                 segments stay too, from now on for the same share.
             remove: segments that the release shall not have any more.
+            onto: the number of the release that must be current, 0 where there must be none; None
+                is whichever is.
 
         Raises:
+            Superseded: another release than `onto` is current; nothing is published.
             StoreError: nothing to publish, a segment twice, numbers that are not finite, segments
                 without the parent that shall serve them, an adapter that stands on more than
                 `MAX_PARENTS`; the error names segment and tensor.
@@ -127,7 +132,7 @@ class AdapterStore(StoreReader):
                 pack.file.write(self._folders.packs)
             if table is not None:
                 table.write(self._folders.decisions)
-            return self._commit(change, fingerprint, note)
+            return self._commit(change, fingerprint, note, onto)
 
     def promote(
         self,
@@ -222,9 +227,14 @@ class AdapterStore(StoreReader):
         """
         self._folders.check_writable()
 
-    def _commit(self, change: Change, fingerprint: str, note: Note) -> Release:
+    def _commit(
+        self, change: Change, fingerprint: str, note: Note, onto: int | None = None
+    ) -> Release:
         def newest() -> Release | None:
             parent = self.current()
+            number = 0 if parent is None else parent.number
+            if onto not in (None, number):
+                raise Superseded(f"{self.root}: release {number} is current, not {onto}")
             self._check_base(parent, fingerprint)
             return parent
 

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reclora.files import sha256_of
 from reclora.store.folders import Folders
 from reclora.store.maps import SegmentMap
 from reclora.store.pins import beside_others, pinned
@@ -66,6 +67,15 @@ class StoreReader:
             numbers = self.releases()
             known = f"1 to {numbers[-1]}" if numbers else "nothing"
             raise StoreError(f"{self.root} has no release {number}; it holds {known}") from None
+
+    def sha256(self, release: Release) -> str:
+        """Return the sha256 of a release's file, which names all that the release is by theirs: no
+        two releases have the same, of whichever store.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        return sha256_of(release_path(self._folders.releases, release.number))
 
     def history(self, at: datetime | None = None) -> list[Release]:
         """Return all releases, the newest first.

@@ -31,6 +31,10 @@ class BaseMismatch(StoreError):
     """An adapter of one base model was offered to, or asked for, another."""
 
 
+class Superseded(StoreError):
+    """Another release has come since the one that a change was made for."""
+
+
 class UnknownSegment(StoreError, KeyError):
     """A segment was asked for that the release has not."""
 
