@@ -48,7 +48,7 @@ def nightly(folder: Path, base: Path, **changes: object) -> RunSettings:
         folder,
         planted_log(folder / "log.parquet"),
         split=SPLIT,
-        training=TrainingConfig(epochs=12, patience=12, batch_rows=16, num_negatives=32),
+        training=TrainingConfig(epochs=6, patience=6, batch_rows=16, num_negatives=32),
         search=Search((), (), ()),
         adapter=AdapterConfig(user_table="none", item_table="rows", tower="none", rank=2),
         kinds="given",
@@ -486,7 +486,7 @@ def test_what_others_change_during_a_night_stays(
     gone, *others = first.decisions.of("promoted")
     assert others
     store = AdapterStore(settings.store_folder)
-    again = replace(settings, training=replace(settings.training, epochs=11))
+    again = replace(settings, training=replace(settings.training, epochs=5))
     # Whatever a candidate is like it goes live, so that what stays is the others' doing.
     again = replace(again, gate=GateConfig(rule="none"))
     publish = pipeline.publish
