@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
 import shutil
 import subprocess
@@ -270,6 +272,11 @@ NOT_DECIDING = ("folder", "runs", "author", "repeat", "workers", "tracking")
 """Settings that change no number of a run. What a store in `folder` holds does: `began_from`."""
 
 
+TRAINING, MEASURING = "training", "measuring"
+LEFT_ALONE = 7 * 24 * 3600.0
+"""Seconds after which what an unfinished run goes on from is removed by the next of its name."""
+
+
 class RunFolder:
     """`runs/<id>/`: settings, versions, events and results of one run.
 
@@ -324,12 +331,12 @@ class RunFolder:
     @property
     def training(self) -> Path:
         """Where checkpoints are while the run is under way."""
-        return self.path / "training"
+        return self.path / TRAINING
 
     @property
     def measuring(self) -> Path:
         """Where lists and tables are kept while the run is under way."""
-        return self.path / "measuring"
+        return self.path / MEASURING
 
     @property
     def has_begun(self) -> bool:
@@ -350,7 +357,17 @@ class RunFolder:
         (self.path / "run.json").unlink(missing_ok=True)
         for leftover in self.path.rglob("*.tmp.*"):
             leftover.unlink(missing_ok=True)
+        self._tidy_others()
         self.event("resume" if resumed else "begin")
+
+    def _tidy_others(self) -> None:
+        """What broken runs of this name go on from is gigabytes, and nobody comes back to a log of
+        last week.
+        """
+        for other in self.path.parent.glob(f"{glob.escape(self._settings.name)}-*/events.jsonl"):
+            with contextlib.suppress(OSError):
+                if other.stat().st_mtime < time.time() - LEFT_ALONE:
+                    _remove_work(other.parent)
 
     def forget(self) -> None:
         """Throw away what an interrupted run has left (OSError: it cannot be removed)."""
@@ -382,8 +399,7 @@ class RunFolder:
 
     def tidy(self) -> None:
         """Remove what an unfinished run goes on from: a complete one needs it no more."""
-        for folder in (self.training, self.measuring):
-            shutil.rmtree(folder, ignore_errors=True)
+        _remove_work(self.path)
 
     @property
     def bytes_held(self) -> int:
@@ -393,6 +409,11 @@ class RunFolder:
     def summary(self) -> dict[str, Any]:
         """What `complete` wrote."""
         return dict(json.loads((self.path / "run.json").read_text(encoding="utf-8")))
+
+
+def _remove_work(run: Path) -> None:
+    for name in (TRAINING, MEASURING):
+        shutil.rmtree(run / name, ignore_errors=True)
 
 
 def files_of(patterns: Sequence[Path]) -> list[Path]:

@@ -1,8 +1,10 @@
 """A run's settings and folder: what is refused, what names it, what it leaves behind."""
 
 import json
+import os
 import re
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,6 +106,27 @@ def test_a_folder_is_complete_when_all_is_there(tmp_path: Path) -> None:
     folder.begin()
     assert len((folder.path / "events.jsonl").read_text().splitlines()) == 1
     assert not list(tmp_path.rglob("*.tmp.*"))
+
+
+def test_what_broken_runs_left_a_week_ago_is_removed(tmp_path: Path) -> None:
+    settings = small_settings(tmp_path, Path("log.parquet"))
+    folders = [RunFolder(settings, base, INPUTS) for base in ("old", "young", "mine")]
+    other = RunFolder(replace(settings, name="another"), "old", INPUTS)
+    for folder in (*folders, other):
+        folder.begin()
+        for kept in (folder.training, folder.measuring):
+            kept.mkdir()
+            (kept / "file").write_bytes(b"12345")
+        assert folder.bytes_held > 10
+    for folder in (folders[0], other):
+        os.utime(folder.path / "events.jsonl", (0, time.time() - 8 * 86_400))
+    folders[2].begin()
+    assert not folders[0].training.exists() and not folders[0].measuring.exists()
+    assert folders[0].has_begun, "what happened is still told"
+    for folder in (*folders[1:], other):
+        assert folder.training.exists() and folder.measuring.exists()
+    folders[2].forget()
+    assert folders[2].bytes_held == 0 and not folders[2].has_begun
 
 
 def test_the_commit_is_that_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
