@@ -40,11 +40,14 @@ types:
 	@rm -rf build/types && mkdir -p build/types/reclora
 	@ln -s $(CURDIR)/reclora/* $(CURDIR)/pipelines $(CURDIR)/datasets build/types/reclora/
 
+# Two processes, a file of tests in one of them: more would share the same few cores.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 test: check
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: check
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 bench: install
 	$(BIN)/python -m tests.benchmarks $(ONLY)

@@ -36,7 +36,11 @@ def alone_in(folder: Path) -> Iterator[None]:
 
         def who() -> str:
             file.seek(0)
-            return file.read().strip() or "just begun"
+            try:
+                owner = json.loads(file.read())
+                return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
+            except (ValueError, KeyError):
+                return "just begun"
 
         with _held(folder, who):
             owner = {

@@ -17,7 +17,7 @@ from reclora.evaluation import ForeignError
 from reclora.evaluation.plain import PlainTable
 from reclora.interactions import IdMap
 
-from .wanted import History, Rows
+from .wanted import History, Rows, known_rows
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class CandidateItems:
             ForeignError: the file is not what it should be, or has no known item for a segment.
         """
         table = PlainTable.read(path, ("item_id",))
-        item_rows = table.rows("item_id", items)
+        item_rows = known_rows(table, "item_id", items)
         known = item_rows >= 0
         own: Mapping[str, Rows] = {}
         if "segment" in table:

@@ -9,7 +9,7 @@ stdout, progress and errors to stderr. Exit codes:
     2    wrong usage or settings
     3    `evaluate --require` is not met
     4    `retrain`: done, but some segments are quarantined: for them what was live stays
-    5    `retrain`: done, but the gate let nothing pass: all that was live stays
+    5    `retrain`: done, but nothing went live: all that was live stays
     130  interrupted (SIGINT, SIGTERM): the same command goes on where it was
 """
 
@@ -135,7 +135,7 @@ def retrain(
     """Train one adapter per segment in one pass, publish what passes the gate, evaluate, report.
 
     An interrupted run goes on with the same command. Exit codes: 4 where segments are quarantined,
-    5 where the gate let nothing pass, 130 where it was interrupted.
+    5 where nothing went live, 130 where it was interrupted.
 
     Example: reclora retrain run.toml
 
@@ -162,7 +162,7 @@ def retrain(
         print_outcome(outcome, None)
     if outcome.decisions.of("quarantined"):
         raise typer.Exit(4)
-    if outcome.decisions.was_refused:
+    if not outcome.decisions.goes_live:
         raise typer.Exit(5)
 
 
@@ -359,8 +359,18 @@ def main() -> None:
     ) as error:
         from .settings import SettingsError
 
-        print(f"reclora: {error}", file=sys.stderr)
+        print(f"reclora: {_said(error)}", file=sys.stderr)
         sys.exit(2 if isinstance(error, SettingsError) else 1)
+
+
+def _said(error: BaseException) -> str:
+    """An error in a sentence: of the disk without its number, a key without its quotes."""
+    if isinstance(error, OSError) and error.strerror:
+        names = [str(name) for name in (error.filename, error.filename2) if name]
+        return f"{' -> '.join(names)}: {error.strerror}" if names else error.strerror
+    if isinstance(error, KeyError) and len(error.args) == 1:
+        return str(error.args[0])
+    return str(error)
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

@@ -14,7 +14,7 @@ else its parent alone. It is judged on the validation users who chose none of it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -65,6 +65,14 @@ class Decisions:
         found = self.table["status"].value_counts()
         return {status: int(found[status]) for status in STATUSES if status in found}
 
+    def with_absent(self, segments: Sequence[str]) -> Decisions:
+        """The same with segments that are live, and of which the log has no row."""
+        if not segments:
+            return self
+        rows = {"segment": list(segments), "status": KEPT, "reason": "no row in this log"}
+        absent = pd.DataFrame(rows | {"had_candidate": False})
+        return Decisions(pd.concat([self.table, absent], ignore_index=True))
+
     def without(self, changed: set[str], why: str) -> Decisions:
         """The same where some segments stay as they are after all."""
         goes = self.table["status"].isin((PROMOTED, FELL_BACK))
@@ -77,11 +85,6 @@ class Decisions:
     def goes_live(self) -> set[str]:
         """The segments whose candidate goes live."""
         return {*self.of(PROMOTED), *self.of(FELL_BACK)}
-
-    @property
-    def was_refused(self) -> bool:
-        """Whether there were candidates, and the gate let none of them pass."""
-        return not self.goes_live and bool(self.table["had_candidate"].any())
 
 
 def decide_all(

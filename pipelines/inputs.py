@@ -21,6 +21,7 @@ from .live import Live
 from .prepare import check_same_ids, prepare, windows_of
 from .pretrain import check_earlier, pretrain
 from .run import RunFolder, RunSettings
+from .settings import SettingsError
 from .yardstick import files_beside_the_log
 
 _LOOKED_BACK = 20
@@ -57,6 +58,8 @@ class Inputs:
     live: Live
     published: Release | None
     """What the run has published, before it was killed."""
+    absent: tuple[str, ...]
+    """Segments that are live, but have no row in the log; none where some alone are trained."""
 
     @classmethod
     def read(cls, settings: RunSettings, only: Sequence[str]) -> Inputs:
@@ -82,8 +85,14 @@ class Inputs:
         if (base.users, base.items) != (live.base.users, live.base.items):
             live = Live.of(store, start, base, settings, only)
         if only:
-            windows = windows.of_segments(only)
-        return cls(folder, summary, Cut.of(summary, whole), base, windows, unknown, live, published)
+            try:
+                windows = windows.of_segments(only)
+            except KeyError as error:
+                raise SettingsError(f"--only: {error.args[0]}") from None
+        known, live_ones = set(whole.train.segment_names), start.segments if start else ()
+        absent = () if only else tuple(name for name in live_ones if name not in known)
+        cut = Cut.of(summary, whole)
+        return cls(folder, summary, cut, base, windows, unknown, live, published, absent)
 
     @property
     def rows_lost(self) -> dict[str, int]:

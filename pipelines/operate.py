@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from json import dumps, loads
 from pathlib import Path
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from reclora.store import AdapterStore, Release
 
 verbs = typer.Typer()
+
+SHOWN = 20
+"""Of how many segments a verb that changes some shows what has changed."""
+
+UNKNOWN = "unknown"
 
 Store = Annotated[
     Path, typer.Argument(metavar="STORE", help="A store's folder, or a run's settings (TOML).")
@@ -46,8 +51,9 @@ def promote(
     Example: reclora promote run.toml --reason "the canary is better"
     """
     opened = _opened(store)
+    _check_candidates(opened)
     made = opened.promote(segments or None, reason=reason, author=author or _user())
-    _print_made(made, json)
+    _print_made(opened, made, json)
 
 
 @verbs.command()
@@ -57,18 +63,27 @@ def rollback(
     author: Author = None,
     to: Annotated[
         int | None,
-        typer.Option(help="The release to be as; else the one below the current.", min=1),
+        typer.Option(
+            help="The release to be as; 0: nothing is live, the base serves. Else the newest "
+            "that differs from what is live, for each --segment its own.",
+            min=0,
+        ),
     ] = None,
     segments: Segments = None,
     json: Json = False,
 ) -> None:
     """Publish a new release in which segments are as they were in an earlier one.
 
-    Example: reclora rollback run.toml --to 41 --segment de --reason "clicks fell"
+    Example: reclora rollback run.toml --segment de --reason "clicks fell"
     """
     opened = _opened(store)
+    names: list[str | None] = [*dict.fromkeys(segments)] if segments else [None]
+    sources = {name: opened.earlier(name) if to is None else to for name in names}
+    reason = f"{reason} ({_from(sources)})"
+    first, *others = dict.fromkeys(sources.values())
+    to = None if others else first
     made = opened.rollback(to, segments or None, reason=reason, author=author or _user())
-    _print_made(made, json)
+    _print_made(opened, made, json)
 
 
 @verbs.command()
@@ -106,7 +121,7 @@ def diff(
     after: Annotated[int | None, typer.Argument(help="A release; else the current.")] = None,
     json: Json = False,
 ) -> None:
-    """Show the segments in which two releases differ: kinds, ranks and metrics.
+    """Show the segments in which two releases differ: kinds, ranks and metrics. Moments are UTC.
 
     Example: reclora diff run.toml 41 42
     """
@@ -121,9 +136,10 @@ def diff(
         rows = loads(table.to_json(orient="records", double_precision=15))
         typer.echo(_as_json({"before": older, "after": newer.number, "segments": rows}))
         return
-    for _, row in table.iterrows():
-        typer.echo(_difference(row))
-    typer.echo(f"{len(table):,} segments differ between release {older} and {newer.number}")
+    for line in _differences(table):
+        typer.echo(line)
+    differ = f"{_counted(len(table), 'segment')} differ{'s' if len(table) == 1 else ''}"
+    typer.echo(f"{differ} between release {older} and {newer.number}")
 
 
 @verbs.command()
@@ -147,11 +163,11 @@ def verify(store: Store, json: Json = False) -> None:
         for problem in found.problems:
             typer.echo(f"problem   {_plain(problem)}")
         for path, size in found.unneeded.items():
-            typer.echo(f"unneeded  {_plain(str(path))}: {size:,} bytes")
+            typer.echo(f"unneeded  {_plain(str(path))}: {_counted(size, 'byte')}")
         typer.echo(
-            f"{len(opened.releases()):,} releases, {len(found.retired):,} of them without their "
-            f"packs (gc); {len(found.problems):,} problems, {len(found.unneeded):,} files that "
-            "no release needs"
+            f"{_counted(len(opened.releases()), 'release')}, {len(found.retired):,} of them "
+            f"without their packs (gc); {_counted(len(found.problems), 'problem')}, "
+            f"{_counted(len(found.unneeded), 'file')} that no release needs"
         )
     if found.problems:
         raise typer.Exit(1)
@@ -190,9 +206,9 @@ def gc(
     for path in found.files:
         typer.echo(_plain(str(path)))
     typer.echo(
-        f"{'would remove' if dry_run else 'removed'} {len(found.files):,} files of {total:,} "
-        f"bytes; releases that can no longer be loaded: {_numbers(found.retired)}; kept because "
-        f"they are read: {_numbers(found.pinned)}"
+        f"{'would remove' if dry_run else 'removed'} {_counted(len(found.files), 'file')} of "
+        f"{_counted(total, 'byte')}; releases that can no longer be loaded: "
+        f"{_numbers(found.retired)}; kept because they are read: {_numbers(found.pinned)}"
     )
 
 
@@ -212,6 +228,30 @@ def _opened(path: Path) -> AdapterStore:
     if not store.releases():
         raise StoreError(f"{store.root} has no release yet; name a store's folder or publish first")
     return store
+
+
+def _check_candidates(store: AdapterStore) -> None:
+    from reclora.store import StoreError
+
+    current = store.current()
+    if current is not None and current.canary is None:
+        raise StoreError(
+            f"release {current.number} of {store.root} has no candidate to promote; a retrain with "
+            "gate.canary, a share of users such as 0.1, makes some"
+        )
+
+
+def _from(sources: Mapping[str | None, int]) -> str:
+    """Which segments are taken from which release, for the history."""
+    names: dict[int, list[str]] = {}
+    for name, number in sources.items():
+        names.setdefault(number, []).append("all" if name is None else name)
+    return "; ".join(
+        ", ".join(some[:3])
+        + (f" and {len(some) - 3:,} more" if len(some) > 3 else "")
+        + (f" as in release {number}" if number else " on the base")
+        for number, some in names.items()
+    )
 
 
 def _moment(text: str) -> datetime:
@@ -248,39 +288,77 @@ def _about(release: Release) -> dict[str, Any]:
     }
 
 
-def _print_made(release: Release, json: bool) -> None:
-    typer.echo(_as_json(_about(release)) if json else _line(release))
+def _print_made(store: AdapterStore, release: Release, json: bool) -> None:
+    """Print the release, and what it has changed."""
+    if json:
+        typer.echo(_as_json(_about(release)))
+        return
+    typer.echo(_line(release))
+    assert release.parent is not None, "it was made from another"
+    table = store.diff(release.parent, release)
+    for line in _differences(table[:SHOWN]):
+        typer.echo(line)
+    if len(table) > SHOWN:
+        typer.echo(
+            f"and {_counted(len(table) - SHOWN, 'segment')} more: reclora diff {store.root} "
+            f"{release.parent} {release.number}"
+        )
 
 
 def _line(release: Release) -> str:
     about = [
         f"{release.number:>8}  {release.time.astimezone(UTC):%Y-%m-%d %H:%M:%S}",
         _plain(release.author or "-"),
-        f"{len(release.segments):,} segments",
+        _counted(len(release.segments), "segment"),
     ]
     if release.canary is not None:
         waiting = len(release.canary.segments)
-        about.append(f"{waiting:,} candidates for {release.canary.share:.3g} of users")
+        share = f"{release.canary.share:.3g} of users"
+        about.append(f"{_counted(waiting, 'candidate')} for {share}")
     if release.run is not None:
         about.append(f"run {_plain(release.run)}")
     return "  ".join([*about, _plain(release.reason)])
 
 
-def _difference(row: pd.Series) -> str:
-    """One segment: what it was and is, and the metrics of which one is known."""
-    names = [name.removesuffix(" before") for name in row.index[4::2]]
-    measured = [(name, row[f"{name} before"], row[f"{name} after"]) for name in names]
-    numbers = [
-        f"{_plain(name)} {_number(old)} -> {_number(new)}"
-        for name, old, new in measured
-        if old == old or new == new
-    ]
-    change = f"{_plain(row['before']) or 'none'} -> {_plain(row['after']) or 'none'}"
-    return "  ".join([f"{row['change']:<9}", _plain(row["segment"]), change, *numbers])
+def _differences(table: pd.DataFrame) -> Iterator[str]:
+    """Of each segment a line with what it was and is, and below it one for each known metric."""
+    names = [name.removesuffix(" before") for name in table.columns[4::2]]
+    segments = []
+    for _, row in table.iterrows():
+        texts = [_plain(row[when]) or "nothing" for when in ("before", "after")]
+        change = " -> ".join(dict.fromkeys(texts))
+        cells = [
+            (
+                _plain(name),
+                _number(name, row[f"{name} before"]),
+                _number(name, row[f"{name} after"]),
+            )
+            for name in names
+        ]
+        known = [cell for cell in cells if cell[1:] != (UNKNOWN, UNKNOWN)]
+        segments.append((f"{row['change']:<9}  {_plain(row['segment'])}  {change}", known))
+    cells = [("", "before", "after"), *(cell for _, known in segments for cell in known)]
+    first, second, _ = (max(map(len, column)) for column in zip(*cells, strict=True))
+    heads = cells[:1]
+    for line, known in segments:
+        yield line
+        for name, old, new in [*heads, *known] if known else []:
+            yield f"    {name:<{first}}  {old:<{second}}  {new}"
+        heads = [] if known else heads
 
 
-def _number(value: float) -> str:
-    return f"{value:.4f}" if value == value else "unknown"
+def _number(name: str, value: float) -> str:
+    from .live import KNOWN_UNTIL
+
+    if value != value:
+        return UNKNOWN
+    if name == KNOWN_UNTIL:
+        return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    return f"{value:.4f}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _numbers(releases: Sequence[int]) -> str:

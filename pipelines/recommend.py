@@ -38,6 +38,11 @@ _SLICE_CPU_S = 2.0
 """How long the rate is measured."""
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 list`, `2,000 lists`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What is left to do, at the rate of the first slice."""
@@ -50,7 +55,7 @@ class Estimate:
 
     def __str__(self) -> str:
         return (
-            f"{self.lists:,} lists at {self.lists_per_cpu_s:,.0f} lists a CPU-second: "
+            f"{counted(self.lists, 'list')} at {self.lists_per_cpu_s:,.0f} lists a CPU-second: "
             f"{self.minutes:,.1f} minutes, {self.bytes / 1e6:,.0f} MB"
         )
 
@@ -97,7 +102,7 @@ def recommend(
             All users of the base, if not given.
         k: list length, at least 1; a list is shorter where its user has fewer candidates.
         release: its number; the current one if not given.
-        into: a folder of its own; a killed run of the same request goes on there.
+        into: a folder of its own for each release; a killed run of the same request goes on there.
         unknown: rows of `users` whose user or segment nobody knows: `fail`, or `drop` and count.
         dry_run: estimate, and write nothing.
         lists_per_part: at least 1.

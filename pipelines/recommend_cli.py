@@ -35,10 +35,11 @@ def recommend(
 ) -> None:
     """Write the top-k new items of all users, or of a list of them, as Parquet.
 
-    Example: reclora recommend run.toml -k 100 --into lists
+    Example: reclora recommend run.toml -k 100 --into lists/$(date +%F)
     """
     from reclora.ranking.parts import MANIFEST
 
+    from .recommend import counted
     from .recommend import recommend as run_recommend
     from .run import RunSettings
     from .settings import load
@@ -57,9 +58,9 @@ def recommend(
         return
     candidates = f", {made.lists_of_candidates:,} of them of candidates,"
     typer.echo(
-        f"{made.lists:,} lists of release {made.release}"
-        f"{candidates if made.lists_of_candidates else ''} in {made.parts:,} parts, "
-        f"{made.reused_parts:,} of which were there; {made.seconds:,.1f} s"
+        f"{counted(made.lists, 'list')} of release {made.release}"
+        f"{candidates if made.lists_of_candidates else ''} in {counted(made.parts, 'part')}, "
+        f"{made.reused_parts:,} of them made before; {made.seconds:,.1f} s"
     )
     typer.echo(
         "nothing is written: --dry-run" if dry_run else f"manifest  {made.folder / MANIFEST}"

@@ -52,6 +52,8 @@ class Outcome:
     decisions: Decisions
     was_there: bool
     """The same run had been completed before, and was reused."""
+    canary: float
+    """The share of users that what passed is for, for now; 0: it is for all."""
 
 
 def retrain(settings: RunSettings, only: Sequence[str] = (), resume: bool = True) -> Outcome:
@@ -78,7 +80,8 @@ def retrain(settings: RunSettings, only: Sequence[str] = (), resume: bool = True
             folder.tidy()
             summary = folder.summary()
             decisions = Decisions(read_parquet(folder.decisions).to_pandas())
-            return Outcome(folder, settings.store_folder, summary["release"], decisions, True)
+            number, store = summary["release"], settings.store_folder
+            return Outcome(folder, store, number, decisions, True, settings.gate.canary)
         check_adapter(settings, inputs.base, inputs.windows.train)
         held = folder.bytes_held if resume else 0
         check_space(settings.runs, bytes_needed(settings, inputs.windows) - held)
@@ -124,7 +127,7 @@ def _finish(settings: RunSettings, inputs: Inputs, yardstick: Yardstick) -> Outc
         facts["kinds"] = learned.rungs.to_dict("records")
     _track(settings, folder, tables, decisions, number)
     folder.complete({"release": number, **facts})
-    return Outcome(folder, settings.store_folder, number, decisions, was_there=False)
+    return Outcome(folder, settings.store_folder, number, decisions, False, settings.gate.canary)
 
 
 def _decide(settings: RunSettings, inputs: Inputs, learned: Learned) -> Decisions:
@@ -148,7 +151,7 @@ def _decide(settings: RunSettings, inputs: Inputs, learned: Learned) -> Decision
         settings.gate,
         learned.parent_helped,
         _kept(settings, inputs.folder),
-    )
+    ).with_absent(inputs.absent)
 
 
 def _decided_before(settings: RunSettings, release: Release) -> Decisions:

@@ -50,6 +50,12 @@ def print_outcome(outcome: Outcome, following: str | None) -> None:
     print(f"settings  {outcome.folder.path / 'run.json'}")
     counts = ", ".join(f"{n:,} {status}" for status, n in outcome.decisions.counts.items())
     print(f"segments  {counts}")
+    if outcome.canary and outcome.release is not None:
+        waiting = len(outcome.decisions.goes_live)
+        print(
+            f"canary    {waiting:,} of them are candidates, for {outcome.canary:.3g} of the users, "
+            "until `reclora promote`"
+        )
     if outcome.release is not None:
         print(f"release   {outcome.release} in {outcome.store}")
     else:
@@ -88,8 +94,9 @@ def print_plan(planned: Planned) -> None:
         print(f"{name}: {rows:,}")
     current = "nothing is live" if planned.current is None else f"release {planned.current} is live"
     print(
-        f"{planned.segments:,} segments with {planned.rows:,} rows, in {planned.chunks:,} chunks; "
-        f"{current}, {planned.begin_with_current:,} segments begin with its adapters"
+        f"segments: {planned.segments:,}, with {planned.rows:,} rows, in chunks: "
+        f"{planned.chunks:,}; {current}, segments that begin with its adapters: "
+        f"{planned.begin_with_current:,}"
     )
     print(f"{planned.trainings:,} trainings of: {', '.join(planned.models)}")
     print(f"about {planned.bytes_needed:,} bytes are needed; nothing was trained")

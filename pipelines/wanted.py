@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from reclora.base import BaseModel
 from reclora.evaluation import ForeignError
 from reclora.evaluation.plain import PlainTable
-from reclora.interactions import Interactions
+from reclora.interactions import IdMap, Interactions
 from reclora.ranking import UserItems
 from reclora.splits import WINDOWS
 from reclora.store import Release
@@ -126,7 +126,7 @@ def wanted_of(
     if users is None:
         return _in_the_log(history, np.ones(num_users, bool), {})
     table = PlainTable.read(users, ("user_id",))
-    user_rows = table.rows("user_id", base.users)
+    user_rows = known_rows(table, "user_id", base.users)
     strangers = np.flatnonzero(user_rows < 0)
     dropped = {"unknown users": len(strangers)}
     if len(strangers) and unknown == "fail":
@@ -151,6 +151,27 @@ def wanted_of(
     return _of_keys(names, keys, num_users, dropped | {"unknown segments": len(strange)})
 
 
+def known_rows(table: PlainTable, column: str, ids: IdMap) -> Rows:
+    """The row in the base of each identifier of a column; -1 for one that the base does not know.
+
+    Args:
+        ids: the base's.
+
+    Raises:
+        ForeignError: one is null, or no identifier, or they are of another type than the base's.
+    """
+    try:
+        return table.rows(column, ids)
+    except ForeignError as error:
+        found = table.ids(column).ids.type
+        if found == ids.ids.type:
+            raise
+        raise ForeignError(
+            f"{column} is {found} in {table.path} and {ids.ids.type} in the base model; write both "
+            "as strings or both as integers"
+        ) from error
+
+
 def _unknown(
     table: PlainTable, column: str, places: Rows, known: Sequence[str] | set[str] = ()
 ) -> ForeignError:
@@ -159,8 +180,8 @@ def _unknown(
     near = f"; near names: {', '.join(map(repr, hints))}" if hints else ""
     return ForeignError(
         f"{table.path}, column {column}: {len(places):,} of {len(table):,} rows are unknown, such "
-        f"as {', '.join(map(repr, first))}{near}; correct them, or leave them out with unknown = "
-        "'drop'"
+        f"as {', '.join(map(repr, first))}{near}; correct them, or leave them out with --unknown "
+        "drop (in Python: unknown='drop')"
     )
 
 

@@ -52,8 +52,8 @@ def atomic_write(path: Path, *, replace: bool = True) -> Iterator[Path]:
             os.unlink(temporary)
         fsync(path.parent)
     except OSError as error:
-        # A full disk is reported by `write`, which knows no name.
-        if error.filename is None:
+        # A full disk is reported by `write`, which knows no name; what has no number says it all.
+        if error.filename is None and error.errno is not None:
             error.filename = str(path)
         raise
     finally:

@@ -134,7 +134,7 @@ def _by_rule(
     for segment, row in own.iterrows():
         if row["verdict"] in ("better", "worse"):
             lives.append(row["verdict"] == "better")
-            reasons.append(f"{row['verdict']}: gain {_interval(row)}, q {row['q']:.2g}")
+            reasons.append(f"{_word(row, config)}: gain {_interval(row)}, q {row['q']:.2g}")
             continue
         alone = (
             "no user to judge by"
@@ -161,10 +161,21 @@ def _groups_told(
             continue
         row = _over_min_gain(rows.assign(segment=group), config).iloc[0]
         passes = row["verdict"] == "better"
-        judged = "better" if passes else "not better"
+        if len(names) == 1 and not passes:
+            # It has been said of the segment itself.
+            told[group] = False, ""
+            continue
+        judged = _word(row, config) if passes else "not better"
         said = f"; the {len(names):,} such segments with {group} are {judged} together: gain "
         told[group] = passes, said + _interval(row)
     return told
+
+
+def _word(row: pd.Series, config: GateConfig) -> str:
+    """Better by more than a margin is better, or with a margin below zero may be not worse."""
+    if row["verdict"] == "better" and config.min_gain < 0 and not row["low"] > 0:
+        return f"not worse by more than {-config.min_gain:g}"
+    return str(row["verdict"])
 
 
 def _interval(row: pd.Series) -> str:

@@ -32,6 +32,11 @@ class State:
     candidates: dict[str, float]
     share: float | None = None
 
+    @property
+    def said(self) -> tuple[object, ...]:
+        """What a release says; without candidates there is no share."""
+        return self.current, self.candidates, self.share if self.candidates else None
+
 
 NAMES = ("de", "fr", "it", "ä/..")
 some = st.lists(st.sampled_from(NAMES), min_size=1, max_size=3, unique=True)
@@ -86,15 +91,20 @@ def test_every_verb_does_what_a_dictionary_would(
             rest = without(below.candidates, chosen)
             new = State({**below.current, **promoted}, rest, below.share)
         else:
-            to = back % len(states)
-            earlier = states[to]
+            to = back % (len(states) + 1)
+            earlier = states[to - 1] if to else State({}, {})
             known = [name for name in names if name in {**below.current, **earlier.current}]
             if not known and not everything:
                 continue
-            store.rollback(to + 1, None if everything else known, reason=verb)
             restored = {n: v for n, v in earlier.current.items() if n in known}
             one_by_one = replace(below, current={**without(below.current, known), **restored})
             new = earlier if everything else one_by_one
+            chosen = None if everything else known
+            if new.said == below.said:
+                with pytest.raises(StoreError, match=f"release {to} is what is live already"):
+                    store.rollback(to, chosen, reason=verb)
+                continue
+            store.rollback(to, chosen, reason=verb)
         states.append(new)
     for number, state in enumerate(states, start=1):
         release = store.release(number)
@@ -106,6 +116,36 @@ def test_every_verb_does_what_a_dictionary_would(
             assert release.canary.share == state.share
         store.verify(number)
     assert store.check().problems == ()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(some, st.booleans()), min_size=1, max_size=6), some)
+def test_without_a_release_a_rollback_finds_the_last_difference(
+    tmp_path_factory: pytest.TempPathFactory, plan: list[tuple[list[str], bool]], names: list[str]
+) -> None:
+    store = AdapterStore(tmp_path_factory.mktemp("verbs") / "store")
+    states: list[dict[str, float]] = []
+    for value, (changed, waits) in enumerate(plan):
+        waits = waits and bool(states)
+        values = dict.fromkeys(changed, float(value))
+        store.publish(adapters(values), reason="x", canary=0.5 if waits else None)
+        below = states[-1] if states else {}
+        states.append(below if waits else {**below, **values})
+    wanted = dict(states[-1])
+    for name in names:
+        others = [state.get(name) for state in states if state.get(name) != states[-1].get(name)]
+        if not others:
+            with pytest.raises(StoreError, match="the first|as every earlier one|no segment"):
+                store.rollback(segments=names, reason="x")
+            assert len(store.releases()) == len(states)
+            return
+        wanted |= {name: others[-1]} if others[-1] is not None else {}
+        if others[-1] is None:
+            del wanted[name]
+    store.rollback(segments=names, reason="x")
+    assert contents(store) == wanted
+    store.rollback(segments=names, reason="undone")
+    assert contents(store) == states[-1]
 
 
 def test_a_candidate_waits_beside_what_is_current(store: AdapterStore) -> None:
@@ -183,8 +223,24 @@ def test_what_is_no_change_is_refused(store: AdapterStore) -> None:
 
 def test_the_first_release_has_nothing_below(store: AdapterStore) -> None:
     store.publish(adapters({"de": 1}), reason="first")
-    with pytest.raises(StoreError, match="release 1 of .* is the first"):
+    for segments in (None, ["de"]):
+        with pytest.raises(StoreError, match="release 1 of .* is the first.* release 0 .--to 0."):
+            store.rollback(segments=segments, reason="x")
+    store.publish([], reason="kept", decisions=pd.DataFrame({"segment": ["de"]}))
+    with pytest.raises(StoreError, match="release 2 of .* differs from no earlier one"):
         store.rollback(reason="x")
+    assert contents(store, store.rollback(0, reason="x").number) == {}
+    assert store.check().problems == ()
+    with pytest.raises(StoreError, match="there is no segment 'de' to change; there is none"):
+        store.rollback(0, ["de"], reason="x")
+    assert contents(store, store.rollback(reason="back").number) == {"de": 1}
+
+
+def test_the_names_that_there_are_are_offered(store: AdapterStore) -> None:
+    store.publish(adapters({"de": 1, "fr": 1, "it": 1, "uk": 1}), reason="first")
+    for to in (None, 1):
+        with pytest.raises(UnknownSegment, match="'xx' to change; there is 'de', 'fr', 'it' and 1"):
+            store.rollback(to, ["xx"], reason="x")
 
 
 def test_a_second_rollback_undoes_the_first(store: AdapterStore) -> None:
@@ -211,14 +267,51 @@ def test_a_rollback_needs_every_pack_but_only_of_its_segments(store: AdapterStor
     assert contents(store, store.rollback(1, ["fr"], reason="x").number) == {"de": 3, "fr": 2}
 
 
-def test_a_rollback_reads_no_adapter(store: AdapterStore) -> None:
-    """A pack with only its header left is there; what is wrong with it is for `verify`."""
-    store.publish(adapters({"de": 1}), reason="first")
-    store.publish(adapters({"de": 2}), reason="second")
-    path = pack_of(store, "de", 1)
+def damaged(path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(data[:-4] + b"????")
-    assert store.rollback(reason="x").segments == store.release(1).segments
+
+
+def test_what_is_damaged_does_not_go_live_again(store: AdapterStore) -> None:
+    """Neither a pack nor a parent; those of segments that stay as they are do not count."""
+    store.publish([adapter("de", 1, parent=adapter("pooled", 9)), adapter("fr", 2)], reason="first")
+    store.publish(adapters({"de": 3}), reason="second")
+    store.publish(adapters({"fr": 4}), reason="third")
+    store.publish(adapters({"it": 5}), reason="try", canary=0.5)
+    summaries = {pack.pack: pack for pack in store.release(1).packs}
+    parent = summaries[store.release(1).segments["de"].pack].parent
+    paths = [
+        (store.root / "packs" / f"{parent}.safetensors", lambda: store.rollback(1, reason="x")),
+        (pack_of(store, "fr", 1), lambda: store.rollback(2, ["fr"], reason="x")),
+        (
+            store.root / "packs" / f"{candidate_pack(store)}.safetensors",
+            lambda: store.promote(reason="x"),
+        ),
+    ]
+    for path, refused in paths:
+        damaged(path)
+        with pytest.raises(StoreError, match=f"{path} is damaged: its sha256 is not its name"):
+            refused()
+    assert store.releases() == [1, 2, 3, 4]
+    damaged(pack_of(store, "fr", 3))
+    with pytest.raises(StoreError, match=f"{pack_of(store, 'fr', 1)} is damaged"):
+        store.rollback(segments=["de", "fr"], reason="x")
+    paths[2][0].unlink()
+    with pytest.raises(StoreError, match=f"{paths[2][0]} is missing, release 4 needs it"):
+        store.promote(reason="x")
+    assert store.rollback(0, ["de"], reason="the base is never damaged").number == 5
+    assert [*store.rollback(2, ["de"], reason="fr was live all the time").segments] == ["de", "fr"]
+
+
+def candidate_pack(store: AdapterStore) -> str:
+    current = store.current()
+    assert current is not None and current.canary is not None
+    return current.canary.segments["it"].pack
+
+
+def test_a_rollback_needs_no_torch(store: AdapterStore) -> None:
+    store.publish(adapters({"de": 1}), reason="first")
+    store.publish(adapters({"de": 2}), reason="second")
     script = (
         "import pathlib, sys; from reclora.store import AdapterStore;"
         "store = AdapterStore(pathlib.Path(sys.argv[1]));"
@@ -235,7 +328,7 @@ def test_candidates_of_another_release_do_not_come_with_some_segments() -> None:
 
     earlier = Tables(table(de="a", fr="a"), table(de="c"), 0.5)
     below = Tables(table(de="b", it="b"), table(it="d"), 0.25)
-    found = restoration(earlier, ["de", "it"])(below)
+    found = restoration(earlier, ["de", "it"], "release 1")(below)
     assert (found.current.names(), found.current.packs) == (["de"], ("a",))
     assert (found.candidates.packs, found.share) == (("d",), 0.25)
 

@@ -23,6 +23,7 @@ from reclora.pipelines.prepare import prepare, windows_of
 from reclora.pipelines.recommend import recommend
 from reclora.pipelines.retrain import Outcome, retrain
 from reclora.pipelines.run import LogSettings, WindowFiles
+from reclora.pipelines.settings import SettingsError
 from reclora.ranking.parts import MANIFEST
 from reclora.splits import LeakageError, SplitConfig, split
 from reclora.store import AdapterStore, UnknownSegment
@@ -95,7 +96,7 @@ def test_row_23_an_unknown_segment_is_refused_with_near_names_or_counted(
     near = f"near names: .*'{re.escape(name)}'"
     with pytest.raises(UnknownSegment, match=near):
         store.load(name + "?", base_fingerprint=base.fingerprint)
-    with pytest.raises(KeyError, match=near):
+    with pytest.raises(SettingsError, match=near):
         retrain(settings, only=[name + "?"])
     users, into = tmp_path / "users.parquet", tmp_path / "lists"
     asked = {"user_id": base.users.ids[:2], "segment": [name, name + "?"]}

@@ -140,7 +140,7 @@ def test_a_run_keeps_its_decisions(tmp_path_factory: pytest.TempPathFactory) -> 
     assert columns | {"frozen base", "segment popularity, recent", "parent"} <= set(table.columns)
     assert {"coverage", "popularity", "churn"} <= set(table.columns)
     assert outcome.decisions.counts == {"promoted": 2, "fell back": 2}
-    assert not outcome.decisions.was_refused
+    assert outcome.decisions.goes_live == set(table["segment"])
     judged = table.dropna(subset=["gain"])
     assert np.allclose(judged["candidate"] - judged["live"], judged["gain"])
     assert np.allclose(judged["live"], judged["frozen base"]), "nothing was live before"
@@ -160,10 +160,8 @@ def test_what_others_changed_stays() -> None:
     assert left.goes_live == {"d"} and decisions.goes_live == {"a", "b", "d"}
 
 
-def test_refused_is_when_there_was_something_to_refuse() -> None:
-    def of(status: str, had: bool) -> Decisions:
-        row = {"segment": "a", "status": status, "reason": "", "had_candidate": had}
-        return Decisions(pd.DataFrame([row]))
-
-    assert of("kept", True).was_refused
-    assert not of("skipped", False).was_refused and not of("promoted", True).was_refused
+def test_a_margin_below_zero_is_called_what_it_is() -> None:
+    table = decided({"a": noisy(-0.02, 400)}, GateConfig(rule="each", min_gain=-0.1))
+    row = table.iloc[0]
+    assert row["goes_live"] and row["gain"] < 0
+    assert row["reason"].startswith("not worse by more than 0.1: gain -0.0")

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ from reclora.bank import AdapterBank
 from reclora.base import BaseModel
 from reclora.checkpoints import Checkpoint
 from reclora.configs import AdapterConfig
-from reclora.files import read_parquet
+from reclora.files import read_parquet, write_parquet
 from reclora.gate import GateConfig
 from reclora.interactions import Interactions
 from reclora.pipelines.alone import OWNER, Busy, alone_in
@@ -436,7 +437,7 @@ def test_only_some_segments_are_trained_and_the_others_stay(tmp_path: Path, base
     assert outcome.release == 2
     after = live(settings.store_folder)
     assert {name for name in before if before[name] != after[name]} <= {"日本"}
-    with pytest.raises(KeyError, match="near names"):
+    with pytest.raises(SettingsError, match="near names"):
         retrain(settings, ["日"])
 
 
@@ -510,6 +511,20 @@ def test_what_others_change_during_a_night_stays(
     assert retrain(again).was_there and store.releases() == [1, 2, 3]
     store.rollback(1, reason="for now")
     assert retrain(again).was_there and store.releases() == [1, 2, 3, 4]
+
+
+def test_a_live_segment_without_rows_is_named(tmp_path: Path, base: Path) -> None:
+    settings = nightly(tmp_path, base)
+    retrain(settings)
+    (path,) = settings.log.files
+    table = read_parquet(path)
+    others = table.filter(pc.not_equal(table["segment"], "日本"))
+    write_parquet(path, others)
+    outcome = retrain(settings)
+    row = outcome.decisions.table.set_index("segment").loc["日本"]
+    assert row["status"] == "kept" and row["reason"] == "no row in this log"
+    current = AdapterStore(settings.store_folder).current()
+    assert current is not None and "日本" in current.segments
 
 
 def test_what_was_decided_is_not_decided_again(

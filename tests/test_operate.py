@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from reclora.pipelines.live import KNOWN_UNTIL
 from reclora.pipelines.operate import verbs
 from reclora.pipelines.run import RunSettings
 from reclora.store import AdapterStore, StoreError, UnknownSegment
@@ -42,15 +43,72 @@ def test_promote_and_rollback(store: AdapterStore) -> None:
     about = printed("promote", store.root, "--reason", "better", "--author", "bob")
     assert (about["number"], about["author"], about["reason"]) == (4, "bob", "better")
     assert contents(store) == {"de": 2, "fr": 3}
-    line = ran(
-        "rollback", store.root, "--reason", "clicks fell", "--to", 1, "--segment", "de"
-    ).stdout
-    assert line.startswith("       5  ") and line.endswith("2 segments  clicks fell\n")
+    words = ("rollback", store.root, "--reason", "clicks fell", "--to", 1, "--segment", "de")
+    line, *changed = ran(*words).stdout.splitlines()
+    assert line.startswith("       5  ")
+    assert line.endswith("2 segments  clicks fell (de as in release 1)")
+    assert changed[0].startswith("changed    de  user_table=rows")
+    assert [row.split() for row in changed[1:]] == [
+        ["before", "after"],
+        ["ndcg", "0.2500", "unknown"],
+    ]
     assert contents(store) == {"de": 1, "fr": 3}
     about = printed("rollback", store.root, "--reason", "all")
     assert (about["parent"], about["segments"]) == (5, 2)
     assert contents(store) == {"de": 2, "fr": 3}
     assert about["author"] == printed("history", store.root)[1]["author"] != ""
+
+
+def test_without_to_each_segment_is_as_before_its_last_change(store: AdapterStore) -> None:
+    store.publish(adapters({"it": 4}), reason="fourth")
+    done = ran("rollback", store.root, "--reason", "x", "--segment", "de", "--segment", "it").stdout
+    assert contents(store) == {"de": 1, "fr": 1}
+    line, *changed = done.splitlines()
+    assert line.endswith("x (de as in release 1; it as in release 3)")
+    assert [row.split()[:2] for row in changed if row[0] != " "] == [
+        ["changed", "de"],
+        ["removed", "it"],
+    ]
+    ran("rollback", store.root, "--reason", "no", "--segment", "de", "--segment", "it")
+    assert contents(store) == {"de": 2, "fr": 1, "it": 4}
+    assert ran("history", store.root).stdout.splitlines()[0].endswith("no (de, it as in release 4)")
+    done = ran("rollback", store.root, "--reason", "x", "--segment", "fr", code=1)
+    assert "has segment 'fr' as every earlier one has it; name release 0 (--to 0)" in str(
+        done.exception
+    )
+
+
+def test_back_to_the_base(store: AdapterStore) -> None:
+    line = ran("rollback", store.root, "--reason", "x", "--to", 0, "--segment", "fr").stdout
+    assert "1 segment  1 candidate for 0.25 of users  x (fr on the base)\n" in line
+    assert contents(store) == {"de": 2}
+    assert (
+        "  0 segments  x (all on the base)\n"
+        in ran("rollback", store.root, "--reason", "x", "--to", 0).stdout
+    )
+    current = store.current()
+    assert current is not None and current.canary is None and contents(store) == {}
+    done = ran("rollback", store.root, "--reason", "x", "--to", 0, code=1)
+    assert "release 0 is what is live already: name another --to" in str(done.exception)
+
+
+def test_what_many_segments_change_is_cut_short(store: AdapterStore) -> None:
+    store.publish(adapters({f"s{n:02}": 5 for n in range(25)}), reason="many")
+    ran("rollback", store.root, "--reason", "x", *(f"--segment=s{n:02}" for n in range(5)))
+    line = ran("history", store.root).stdout.splitlines()[0]
+    assert line.endswith("x (s00, s01, s02 and 2 more as in release 3)")
+    lines = ran("rollback", store.root, "--reason", "x", "--to", 3).stdout.splitlines()
+    assert lines[-1] != "" and len(lines) == 1 + 20 and "more" not in lines[-1]
+    lines = ran("rollback", store.root, "--reason", "x", "--to", 4).stdout.splitlines()
+    assert lines[-1] == f"and 5 segments more: reclora diff {store.root} 6 7"
+    assert len(lines) == 1 + 20 + 1
+
+
+def test_nothing_to_promote_names_the_setting(store: AdapterStore) -> None:
+    store.promote(reason="better")
+    done = ran("promote", store.root, "--reason", "x", code=1)
+    assert isinstance(done.exception, StoreError)
+    assert "no candidate to promote; a retrain with gate.canary" in str(done.exception)
 
 
 def test_a_reason_is_asked_for(store: AdapterStore) -> None:
@@ -76,7 +134,7 @@ def test_who_runs_it_may_have_no_name(store: AdapterStore) -> None:
 def test_history(store: AdapterStore) -> None:
     lines = ran("history", store.root).stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["3", "2", "1"]
-    assert lines[0].endswith("2 segments  1 candidates for 0.25 of users  try")
+    assert lines[0].endswith("2 segments  1 candidate for 0.25 of users  try")
     assert lines[1].endswith("2 segments  run r2  second") and "  ann  2 segments" in lines[2]
     about = printed("history", store.root)
     assert [release["number"] for release in about] == [3, 2, 1]
@@ -90,12 +148,13 @@ def test_history(store: AdapterStore) -> None:
 
 
 def test_diff(store: AdapterStore) -> None:
-    first, second, last = ran("diff", store.root, 1, 3).stdout.splitlines()
-    assert first.startswith("changed    de  user_table=rows") and first.endswith(
-        "ndcg unknown -> 0.2500"
-    )
-    assert second.startswith("candidate  fr  none -> user_table=rows")
+    first, heads, row, second, last = ran("diff", store.root, 1, 3).stdout.splitlines()
+    assert first.startswith("changed    de  user_table=rows")
+    assert (heads, row) == ("          before   after", "    ndcg  unknown  0.2500")
+    assert second.startswith("candidate  fr  nothing -> user_table=rows")
     assert last == "2 segments differ between release 1 and 3"
+    last = ran("diff", store.root, 1, 2).stdout.splitlines()[-1]
+    assert last == "1 segment differs between release 1 and 2"
     about = printed("diff", store.root)
     assert (about["before"], about["after"]) == (2, 3)
     assert [(row["segment"], row["change"]) for row in about["segments"]] == [("fr", "candidate")]
@@ -104,6 +163,16 @@ def test_diff(store: AdapterStore) -> None:
     alone = AdapterStore(store.root / "alone")
     alone.publish(adapters({"de": 1}), reason="x")
     assert "release 1 is the first" in ran("diff", alone.root, code=2).output
+
+
+def test_a_diff_has_dates_where_the_json_has_seconds(store: AdapterStore) -> None:
+    for value, moment in ((5, 1_792_811_870.25), (6, 1_792_898_270.0)):
+        metrics = {"de": {KNOWN_UNTIL: moment}}
+        store.publish(adapters({"de": value}), reason="x", metrics=metrics)
+    (row,) = (line for line in ran("diff", store.root).stdout.splitlines() if KNOWN_UNTIL in line)
+    assert row.split()[-2:] == ["2026-10-24T03:17:50Z", "2026-10-25T03:17:50Z"]
+    (segment,) = printed("diff", store.root)["segments"]
+    assert segment[f"{KNOWN_UNTIL} before"] == 1_792_811_870.25
 
 
 def test_verify(store: AdapterStore) -> None:
@@ -124,7 +193,7 @@ def test_gc(store: AdapterStore) -> None:
     words = ("gc", store.root, "--keep", 1, "--grace-days", 0)
     gone = pack_of(store, "de", 1)
     would = ran(*words, "--dry-run").stdout.splitlines()
-    assert would[0] == str(gone) and would[1].startswith("would remove 1 files of")
+    assert would[0] == str(gone) and would[1].startswith("would remove 1 file of ")
     assert would[1].endswith("loaded: 1, 2, 3; kept because they are read: none")
     assert ran("gc", store.root, "--keep", 1).stdout.startswith("removed 0 files"), "all are young"
     assert gone.exists()

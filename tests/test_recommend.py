@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.dataset
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -202,7 +204,7 @@ def test_parts_with_a_canary_are_made_anew_in_the_same_bytes(
         n: before[n] for n in before if n != PARTS
     }
     AdapterStore(with_canary.store_folder).promote(reason="it sings")
-    with pytest.raises(PartsError, match=r"canary: 0\.3 [0-9a-f]{64} there, none now"):
+    with pytest.raises(PartsError, match="lists of release 3, this would be release 4: name"):
         run(settings=with_canary)
 
 
@@ -280,7 +282,7 @@ def test_who_is_unknown_fails_or_is_dropped(
     path = tmp_path / "users.parquet"
     rows = [(user, name), (stranger, name), (user, name + "?")]
     pd.DataFrame(rows, columns=["user_id", "segment"]).to_parquet(path)
-    with pytest.raises(ForeignError, match=r"column user_id: 1 of 3 rows are unknown, such as"):
+    with pytest.raises(ForeignError, match=r"column user_id: 1 of 3 rows .*with --unknown drop"):
         run(users=path)
     made = run(users=path, unknown="drop")
     manifest = json.loads((made.folder / MANIFEST).read_text())
@@ -293,6 +295,32 @@ def test_who_is_unknown_fails_or_is_dropped(
     with pytest.raises(ForeignError, match="knows none of its users"):
         run(users=path, unknown="drop", into=tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("unknown", ["fail", "drop"])
+def test_identifiers_of_another_type_are_told(
+    settings: RunSettings, run: Run, tmp_path: Path, unknown: str
+) -> None:
+    """And what is no identifier is told as that, whatever the base holds."""
+    kinds = {False: ("int64", "large_string"), True: ("large_string", "int64")}
+    base = BaseModel.load(settings.base_folder)
+    path = tmp_path / "ids.parquet"
+    evaluation = replace(settings.evaluation, candidates="given")
+    given = replace(settings, evaluation=evaluation, candidates=path)
+    changes: dict[str, dict[str, Any]] = {
+        "user_id": {"users": path, "unknown": unknown},
+        "item_id": {"settings": given},
+    }
+    for column, ids in (("user_id", base.users), ("item_id", base.items)):
+        is_integer = isinstance(ids.ids[0].as_py(), int)
+        pd.DataFrame({column: ["1", "2"] if is_integer else [1, 2]}).to_parquet(path)
+        theirs, ours = kinds[is_integer]
+        sentence = f"{column} is {theirs} in {path} and {ours} in the base model; write both as "
+        with pytest.raises(ForeignError, match=re.escape(sentence)):
+            run(**changes[column])
+        pd.DataFrame({column: [0.5]}).to_parquet(path)
+        with pytest.raises(ForeignError, match=f"column {column}: ids must be .* got double"):
+            run(**changes[column])
 
 
 def test_given_candidates_alone_are_recommended(
@@ -430,11 +458,11 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(
 def test_another_request_is_refused(run: Run, tmp_path: Path) -> None:
     made = run()
     before = files_below(made.folder)
-    with pytest.raises(PartsError, match=f"another request. k: {K} there, 3 now. Ask for the same"):
+    with pytest.raises(PartsError, match=f"holds the lists of k {K}, this would be k 3: name"):
         run(k=3)
     (made.folder / MANIFEST).unlink()
     (made.folder / REQUEST).unlink()
-    with pytest.raises(PartsError, match="holds other files, such as part-00000.parquet"):
+    with pytest.raises(PartsError, match="holds other files, such as _parts.jsonl, and no _"):
         run()
     kept = files_below(made.folder)
     assert kept.items() <= before.items() and len(kept) == len(before) - 2
@@ -442,6 +470,36 @@ def test_another_request_is_refused(run: Run, tmp_path: Path) -> None:
         run(release=99)
     with pytest.raises(ValueError, match="k and lists_per_part must be at least 1, got 0"):
         run(k=0)
+
+
+def test_lists_of_another_release_are_named_before_all_that_follows_from_it(
+    settings: RunSettings, run: Run, tmp_path: Path
+) -> None:
+    shutil.copytree(settings.folder, tmp_path / "work")
+    mine = replace(settings, folder=tmp_path / "work")
+    run(settings=mine)
+    store = AdapterStore(mine.store_folder)
+    removed = next(iter(store.release(1).segments))
+    second = store.publish([], reason="less", remove=[removed])
+    lists = tmp_path / "lists"
+    said = f"{lists} holds the lists of release 1, this would be release {second.number}: name "
+    with pytest.raises(PartsError) as told:
+        run(settings=mine, k=3)
+    assert str(told.value) == f"{said}another folder, or remove it"
+    request = json.loads((lists / REQUEST).read_text()) | {"canary": "0.5 of another"}
+    (lists / REQUEST).write_text(json.dumps(request))
+    with pytest.raises(PartsError, match=r"of canary 0.5 of another, this would be canary none: "):
+        run(settings=mine, release=1)
+
+
+def test_readers_of_parquet_folders_read_the_lists(run: Run) -> None:
+    made = run()
+    assert made.parts > 1
+    expected = lists_of(made)
+    pd.testing.assert_frame_equal(pd.read_parquet(made.folder), expected)
+    dataset = pyarrow.dataset.dataset(made.folder)
+    assert len(dataset.files) == made.parts
+    pd.testing.assert_frame_equal(dataset.to_table().to_pandas(), expected)
 
 
 def test_two_runs_do_not_write_into_one_folder(run: Run, tmp_path: Path) -> None:
@@ -566,6 +624,7 @@ def test_the_verb(settings: RunSettings, tmp_path: Path) -> None:
     dry = CliRunner().invoke(verbs, [*words, "--dry-run"])
     assert dry.exit_code == 0 and "nothing is written" in dry.stdout
     assert not (tmp_path / "out").exists()
+    assert " lists of release 1 in 1 part, 0 of them made before;" in dry.stdout
     done = CliRunner().invoke(verbs, [*words, "--json"])
     said = json.loads(done.stdout)
     assert said["release"] == 1 and said["parts"] == 1 and said["folder"] == str(tmp_path / "out")

@@ -146,6 +146,8 @@ def _check_file(path: Path, contract: LogContract, now: float) -> LogFile:
                 raise pa.ArrowInvalid("it does not begin as one")
         with pq.ParquetFile(path) as file:
             schema, metadata = file.schema_arrow, file.metadata
+    except PermissionError:
+        raise LogError(f"{path}: it may not be read: permission denied") from None
     except (OSError, pa.ArrowException) as error:
         raise LogError(f"{path}: not a whole Parquet file: {error}") from error
     problems = _name_problems(schema.names, contract)

@@ -1,9 +1,12 @@
 """Ranked lists on disk: a folder of Parquet parts that a killed run goes on with.
 
-request.json          what the lists are; another request in the folder is refused
+_request.json         what the lists are; another request in the folder is refused
 part-00000.parquet    the lists, some thousands a part, each file whole or not there
-parts.jsonl           the sha256 of each finished part
-manifest.json         written last: its presence says that the lists are complete
+_parts.jsonl          the sha256 of each finished part
+_manifest.json        written last: its presence says that the lists are complete
+
+Readers of Parquet folders pass over names that begin with `_`: `pandas.read_parquet(folder)` and
+`pyarrow.dataset.dataset(folder)` give the lists.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import pyarrow.parquet as pq
 
 from reclora.files import fsync, held_alone, make_folder, sha256_of, write_parquet, write_text
 
-REQUEST, PARTS, MANIFEST = "request.json", "parts.jsonl", "manifest.json"
+REQUEST, PARTS, MANIFEST = "_request.json", "_parts.jsonl", "_manifest.json"
 
 
 class PartsError(ValueError):
@@ -73,7 +76,8 @@ class PartsFolder:
 
     path: Path
     request: Mapping[str, str | int]
-    """Everything that decides the parts, by the name that errors call it."""
+    """Everything that decides the parts, by the name that errors call it. Where the first differs
+    an error names it alone: much of the rest differs because of it."""
     num_parts: int
 
     def finished(self) -> dict[int, Part]:
@@ -139,16 +143,16 @@ class PartsFolder:
             old = dict(json.loads(there.read_text(encoding="utf-8")))
         except (TypeError, ValueError) as error:
             raise PartsError(f"{there} is damaged ({error}); name another folder") from error
-        names = [
-            name for name in {**old, **self.request} if old.get(name) != self.request.get(name)
-        ]
+        names = [n for n in {**self.request, **old} if old.get(n) != self.request.get(n)]
         if names:
-            differences = "; ".join(
-                f"{name}: {old.get(name)} there, {self.request.get(name)} now" for name in names
+            told = names[:1] if names[0] == next(iter(self.request)) else names
+            found, asked = (
+                ", ".join(f"{name} {request.get(name, 'not said')}" for name in told)
+                for request in (old, self.request)
             )
             raise PartsError(
-                f"{self.path} holds the lists of another request. {differences}. Ask for the same "
-                "again to finish those, or name another folder"
+                f"{self.path} holds the lists of {found}, this would be {asked}: name another "
+                "folder, or remove it"
             )
 
     def _holds(self, part: Part) -> bool:

@@ -148,14 +148,14 @@ class AdapterStore(StoreReader):
             reason, author: why and who, for the history.
 
         Raises:
-            StoreError: there is no candidate.
+            StoreError: there is no candidate, or a pack of one is damaged or missing.
             UnknownSegment: one of `segments` has none; the error offers near names.
             OSError: see `publish`.
         """
         chosen = None if segments is None else _named(segments)
         below = self._choose(None)
         with writing(self._folders):
-            change = Change(promotion(chosen))
+            change = Change(promotion(chosen), brings_back=True)
             return self._commit(change, below.base_fingerprint, Note(reason, author))
 
     def rollback(
@@ -166,33 +166,33 @@ class AdapterStore(StoreReader):
         reason: str,
         author: str | None = None,
     ) -> Release:
-        """Publish a new release in which segments are as they were; no adapter is read.
+        """Publish a new release in which segments are as they were.
 
         A segment that the earlier release has not is gone. With all segments the candidates are
-        what they were too; with some, candidates stay as they are.
+        what they were too; with some, candidates stay as they are. The packs whose adapters become
+        current again are compared with their sha256s, and nothing else is read of them.
 
         Args:
-            to: the earlier release; None is the one below the current, so that a second rollback
-                undoes the first.
+            to: the earlier release; 0 has nothing, the base serves. None is the newest that differs
+                from the current (see `earlier`), for each of `segments` its own; so a second
+                rollback undoes the first.
             segments: which; None is all.
             reason, author: why and who, for the history.
 
         Raises:
-            StoreError: there is no such release, or packs of it are not there, as after `gc`.
-            UnknownSegment: one of `segments` is in neither release; the error offers near names.
+            StoreError: there is no such release, or nothing would change, or packs of it are
+                damaged or not there, as after `gc`; nothing was published.
+            UnknownSegment: one of `segments` is in neither release; the error offers names.
             OSError: see `publish`.
         """
         chosen = None if segments is None else _named(segments)
         below = self._choose(None)
-        number = below.parent if to is None else to
-        if number is None:
-            raise StoreError(f"release {below.number} of {self.root} is the first; name another")
-        earlier = self.release(number)
-        tables = Tables.of(earlier)
+        sources = self._sources(to, chosen)
+        called = " and ".join(f"release {number}" for number in sources)
         with writing(self._folders):
-            self._check_there(earlier, tables, chosen)
-            change = Change(restoration(tables, chosen), earlier.packs)
-            return self._commit(change, earlier.base_fingerprint, Note(reason, author))
+            tables, packs = self._restored(sources)
+            change = Change(restoration(tables, chosen, called), packs, brings_back=True)
+            return self._commit(change, below.base_fingerprint, Note(reason, author))
 
     def gc(
         self, *, keep: int = 30, grace: timedelta = timedelta(days=7), dry_run: bool = False
@@ -258,6 +258,34 @@ class AdapterStore(StoreReader):
         if current is None or not says_more:
             raise StoreError("nothing to publish: expected at least one adapter, got none")
         return current.base_fingerprint
+
+    def _sources(
+        self, to: int | None, segments: Sequence[str] | None
+    ) -> Mapping[int, Sequence[str] | None]:
+        """Return which releases a rollback goes back to, and with which segments; None is all."""
+        if to is not None or segments is None:
+            return {self.earlier() if to is None else to: segments}
+        sources: dict[int, list[str]] = {}
+        for segment in segments:
+            sources.setdefault(self.earlier(segment), []).append(segment)
+        return sources
+
+    def _restored(
+        self, sources: Mapping[int, Sequence[str] | None]
+    ) -> tuple[Tables, list[PackSummary]]:
+        """Return what was in these releases, and their packs, which are there."""
+        restored, packs = Tables(), list[PackSummary]()
+        for number, segments in sources.items():
+            if number == 0:
+                continue
+            earlier = self.release(number)
+            tables = Tables.of(earlier)
+            self._check_there(earlier, tables, segments)
+            packs += earlier.packs
+            if segments is None:
+                return tables, packs
+            restored = Tables(tables.current.only(segments).on_top_of(restored.current))
+        return restored, packs
 
     def _check_there(
         self, earlier: Release, tables: Tables, segments: Sequence[str] | None

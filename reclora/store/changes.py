@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from reclora.store.placements import PlacementTable
 from reclora.store.reading import StoreError, UnknownSegment, near
 from reclora.store.releases import PackSummary, Release
@@ -53,6 +55,9 @@ class Change:
     """
     packs: Sequence[PackSummary] = ()
     """Those that the tables below may not have."""
+    brings_back: bool = False
+    """What it makes current was written long ago: its packs are read and compared with their
+    sha256s before."""
 
 
 def publication(
@@ -86,17 +91,56 @@ def promotion(segments: Sequence[str] | None) -> Callable[[Tables], Tables]:
     return apply
 
 
-def restoration(earlier: Tables, segments: Sequence[str] | None) -> Callable[[Tables], Tables]:
-    """`segments`, or all, become what they were; candidates too, but of all only."""
+def restoration(
+    earlier: Tables, segments: Sequence[str] | None, called: str
+) -> Callable[[Tables], Tables]:
+    """`segments`, or all, become what they were; candidates too, but of all only.
+
+    Where they are that already it raises StoreError: `called` is live.
+    """
 
     def apply(below: Tables) -> Tables:
-        if segments is None:
-            return earlier
-        check_known(segments, [*below.current.names(), *earlier.current.names()])
-        restored, rest = earlier.current.only(segments), below.current.without(segments)
-        return Tables(restored.on_top_of(rest), below.candidates, below.share)
+        made = earlier
+        if segments is not None:
+            check_known(segments, [*below.current.names(), *earlier.current.names()])
+            restored, rest = earlier.current.only(segments), below.current.without(segments)
+            made = Tables(restored.on_top_of(rest), below.candidates, below.share)
+        if is_same(below, made):
+            of = "" if segments is None else f" for {some_of(segments)}"
+            raise StoreError(f"{called} is what is live already{of}: name another --to")
+        return made
 
     return apply
+
+
+def is_same(one: Tables, other: Tables) -> bool:
+    """Whether two releases of these tables say the same of every segment and every user."""
+    shares_differ = len(one.candidates) > 0 and one.share != other.share
+    pairs = (one.current, other.current), (one.candidates, other.candidates)
+    return not shares_differ and all(_is_same_table(*pair) for pair in pairs)
+
+
+def _is_same_table(one: PlacementTable, other: PlacementTable) -> bool:
+    if (one.packs, one.metrics) != (other.packs, other.metrics):
+        return False
+    return all(
+        np.array_equal(values, other.columns[name], equal_nan=name == "metrics")
+        for name, values in one.columns.items()
+    )
+
+
+def brought(below: Tables, made: Tables) -> set[str]:
+    """The sha256s of the packs of which `made` has adapters that `below` had not."""
+    pairs = (below.current, made.current), (below.candidates, made.candidates)
+    return {pack for old, new in pairs for _, pack, *_ in _places(new) - _places(old)}
+
+
+def _places(table: PlacementTable) -> set[tuple[int, str, int, int]]:
+    hashes, codes, indexes, serves = (
+        table.columns[name].tolist() for name in ("hashes", "packs", "indexes", "serves_parent")
+    )
+    packs = [table.packs[code] for code in codes]
+    return set(zip(hashes, packs, indexes, serves, strict=True))
 
 
 def check_known(segments: Iterable[str], known: Sequence[str]) -> None:
@@ -104,6 +148,11 @@ def check_known(segments: Iterable[str], known: Sequence[str]) -> None:
     names = set(known)
     for segment in segments:
         if segment not in names:
-            raise UnknownSegment(
-                f"there is no segment {segment!r} to change" + near(segment, names)
-            )
+            alike = near(segment, names) or f"; there is {some_of(sorted(names)) or 'none'}"
+            raise UnknownSegment(f"there is no segment {segment!r} to change{alike}")
+
+
+def some_of(segments: Sequence[str]) -> str:
+    """The first three of them, and how many more there are."""
+    more = f" and {len(segments) - 3:,} more" if len(segments) > 3 else ""
+    return ", ".join(map(repr, segments[:3])) + more

@@ -6,16 +6,21 @@ Needs no torch.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from reclora.store.changes import Change, Tables
+from reclora.files import sha256_of
+from reclora.store.changes import Change, Tables, brought
 from reclora.store.folders import Folders
+from reclora.store.layout import hashed_path
+from reclora.store.lineage import Lineages
 from reclora.store.maps import SegmentMap, map_file
 from reclora.store.pins import beside_others
 from reclora.store.placements import PlacementTable
-from reclora.store.releases import Canary, Release, write_release
+from reclora.store.reading import StoreError
+from reclora.store.releases import Canary, PackSummary, Release, write_release
+from reclora.store.retired import is_missing
 
 
 @dataclass(frozen=True)
@@ -55,14 +60,19 @@ def commit(
         base_fingerprint: of the base that all adapters belong to.
 
     Raises:
-        StoreError: the tables of the newest do not allow it; nothing is published.
+        StoreError: the tables of the newest do not allow it, or a pack that it brings back is
+            damaged or missing; nothing is published.
         OSError: the disk refused; see `AdapterStore.publish`.
     """
     while True:
         parent = newest()
-        tables = change.apply(Tables.of(parent))
+        below = Tables.of(parent)
+        tables = change.apply(below)
         older = () if parent is None else parent.packs
         known = {summary.pack: summary for summary in (*older, *change.packs)}
+        if change.brings_back:
+            packs = [known[pack] for pack in brought(below, tables)]
+            _check_whole(folders, packs, 0 if parent is None else parent.number)
         segments = _write_map(folders, tables.current)
         canary = None
         if tables.share is not None and len(tables.candidates):
@@ -86,6 +96,21 @@ def commit(
         except FileExistsError:
             continue
         return release
+
+
+def _check_whole(folders: Folders, packs: Iterable[PackSummary], number: int) -> None:
+    """Read every byte of `packs`, and of all that they stand on, on behalf of release `number`."""
+    for name in sorted(Lineages(folders.packs).needed(packs)):
+        path = hashed_path(folders.packs, name)
+        try:
+            found = sha256_of(path)
+        except FileNotFoundError:
+            raise is_missing(path, number, folders.releases) from None
+        if found != name:
+            raise StoreError(
+                f"{path} is damaged: its sha256 is not its name; restore it from a copy, or choose "
+                "another release"
+            )
 
 
 def _write_map(folders: Folders, table: PlacementTable) -> SegmentMap:

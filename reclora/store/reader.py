@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reclora.files import sha256_of
+from reclora.store.changes import check_known
 from reclora.store.folders import Folders
 from reclora.store.maps import SegmentMap
 from reclora.store.pins import beside_others, pinned
@@ -94,6 +95,35 @@ class StoreReader:
             while found and found[-1].time > at:
                 found.pop()
         return found[::-1]
+
+    def earlier(self, segment: str | None = None) -> int:
+        """Return the newest earlier release that differs from the current one: what a rollback
+        that names none goes back to.
+
+        Args:
+            segment: whose adapter or its metrics differ, or which was not there; None: anything
+                differs, candidates too.
+
+        Raises:
+            StoreError: none differs, or the files of one are damaged.
+            UnknownSegment: no release has that segment; the error offers names.
+        """
+        current = self._choose(None)
+        now = _state_of(current, segment)
+        for number in reversed(self.releases()):
+            if number < current.number and _state_of(self.release(number), segment) != now:
+                return number
+        if segment is not None and now is None:
+            check_known([segment], [*current.segments])
+        alone = "differs from no earlier one"
+        if current.parent is None:
+            alone = "is the first"
+        elif segment is not None:
+            alone = f"has segment {segment!r} as every earlier one has it"
+        raise StoreError(
+            f"release {current.number} of {self.root} {alone}; name release 0 (--to 0) to have "
+            "nothing live, so that the base serves"
+        )
 
     def decisions(self, release: Release | int | None = None) -> pd.DataFrame | None:
         """Return what was decided with a release, None where nothing was written.
@@ -270,6 +300,14 @@ class StoreReader:
         from reclora.store.loading import PackReader
 
         return PackReader(self._folders.packs, self._folders.releases)
+
+
+def _state_of(release: Release, segment: str | None) -> object:
+    """What is equal in two releases where they say the same of `segment`, or of all."""
+    if segment is not None:
+        return release.segments.get(segment)
+    share = None if release.canary is None else release.canary.share
+    return share, [(found.path, found.packs) for found in release.maps]
 
 
 def _map_of(release: Release, candidates: bool) -> SegmentMap:
