@@ -219,7 +219,7 @@ def test_row_37_ten_thousand_segments_open_within_two_seconds_offline(tmp_path: 
     for flag in ("--headless=new", "--no-sandbox", "--disable-gpu"):
         options.add_argument(flag)
     busy = []
-    # Whatever else the machine does makes CPU-seconds longer: the least of a few says what it takes.
+    # What else the machine does makes CPU-seconds longer: the least of a few says what it takes.
     while len(busy) < 4 and not (busy and min(busy) < 2):
         with Chrome(options=options, service=Service(shutil.which("chromedriver"))) as browser:
             browser.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
