@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from functools import cache
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
@@ -236,7 +235,6 @@ def contents(log: LogSettings, inputs: Mapping[str, str]) -> list[str]:
     return sorted(window_file(name.partition(": ")[0], sha) for name, sha in inputs.items())
 
 
-@cache
 def versions() -> dict[str, str]:
     """The packages that decide a run's numbers."""
     names = ("reclora", "torch", "numba", "numpy", "scipy", "pandas", "pyarrow", "duckdb")
@@ -294,23 +292,24 @@ class RunFolder:
         began_from: what was live when it began, and whatever else decides its numbers, JSON-able.
         """
         self._settings, self._base, self._inputs = settings, base_fingerprint, dict(inputs)
-        self._began_from = began_from
         decides = resolved(settings) | dict.fromkeys(NOT_DECIDING, "")
         files = contents(settings.log, inputs)
         decides["log"] |= {"files": files, "windows": "", "memory_limit": ""}
         self._commit = git_commit()
         self._decides = decides, base_fingerprint, versions(), self._commit
-        self.id = f"{settings.name}-{digest(*self._decides, began_from)}"
-        self.path = settings.runs / self.id
         self._began = time.monotonic()
+        self._begin_from(began_from)
 
     def beginning_from(self, began_from: object) -> RunFolder:
         """The folder of the same run, had it begun from something else."""
         other = copy(self)
-        other._began_from = began_from
-        other.id = f"{self._settings.name}-{digest(*self._decides, began_from)}"
-        other.path = self._settings.runs / other.id
+        other._begin_from(began_from)
         return other
+
+    def _begin_from(self, began_from: object) -> None:
+        self._began_from = began_from
+        self.id = f"{self._settings.name}-{digest(*self._decides, began_from)}"
+        self.path = self._settings.runs / self.id
 
     @property
     def results(self) -> Path:

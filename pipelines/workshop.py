@@ -86,18 +86,17 @@ class Workshop:
         if self.workers > 1 and self.folder is not None:
             finished = run_tasks(chunks, lambda codes: trained(codes) and None, self.workers)
         bank = bank_of(log, np.arange(log.num_segments))
-        trainings, parts = list[Training](), list[AdapterBank]()
+        trainings, is_left = list[Training](), False
         # What failed in a worker is trained again here, for its error.
         for codes in sorted((*finished.done, *finished.failed)):
             part, training = trained(codes)
             trainings.append(training)
-            if part is not None:
-                parts.append(part)
-                for adapter in part.adapters():
-                    bank.put(adapter)
+            is_left |= part is not None
+            for adapter in part.adapters() if part is not None else ():
+                bank.put(adapter)
         names = log.segment_names
         training = _joined(trainings, {names[s]: why for s, why in finished.given_up.items()})
-        if not parts:
+        if not is_left:
             name, why = next(iter(training.quarantined.items()))
             raise TrainingError(f"no segment is left to train: {name!r}: {why}", training)
         return bank, training

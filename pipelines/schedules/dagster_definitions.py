@@ -1,6 +1,6 @@
 """Dagster: one op for all segments, every night.
 
-0 (done) and 5 (the gate let nothing pass, all that was live stays) are successes. After 130
+0 (done) and 5 (nothing went live, all that was live stays) are successes. After 130
 (interrupted) or a kill the op is tried again: the same command goes on where it was. 4 (the release
 is out, some segments are quarantined), 1 (failed) and 2 (wrong settings) are failures to look at,
 without a retry: the same again would end the same.
