@@ -12,17 +12,26 @@ import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as csv
+import pyarrow.parquet as pq
 
 from reclora.files import make_folder, sha256_of, write_bytes, write_parquet
 
-SEGMENT_BY = ("age_group", "gender", "occupation", "all")
+SEGMENT_BY = ("age_group", "gender", "gender_age", "occupation", "all")
 """What a log can be segmented by: an attribute of the user, or nothing (one segment, "all")."""
+
+ORDERS = ("time", "file")
+"""What a row's timestamp is: the time of the rating, or its position among its user's rows."""
+
+FIRST_POSITION = datetime(2000, 1, 1, tzinfo=UTC)
+"""The timestamp of position 0, with order "file"; each position is a microsecond. It stands for no
+date, and is one only because a log may hold no time before 1990."""
 
 AGE_GROUPS = ("Under 18", "18-24", "25-34", "35-44", "45-49", "50-55", "56+")
 """The age groups that MovieLens 1M publishes, youngest first."""
@@ -58,6 +67,7 @@ _TYPES = {
     "zip_code": pa.string(),
 }
 _RATING_COLUMNS = ("user_id", "item_id", "rating", "timestamp")
+_POSITION_COLUMNS = ("user_id", "item_id", "file_pos")
 _USER_COLUMNS = ("user_id", "age", "gender", "occupation", "zip_code")
 _YEAR_2100 = 4_102_444_800
 
@@ -78,12 +88,13 @@ class _Layout:
 
 @dataclass(frozen=True)
 class _Format:
-    """One published form of MovieLens: a ratings file, and a users file where there is one."""
+    """One form of MovieLens: a ratings file, and a users file where there is one."""
 
     ratings: _Layout
     users: _Layout | None
 
 
+_USERS_1M = _Layout("users.dat", "::", ("user_id", "gender", "age", "occupation", "zip_code"))
 _FORMATS = (
     _Format(
         _Layout(
@@ -100,10 +111,8 @@ _FORMATS = (
         ),
     ),
     _Format(_Layout("u.data", "\t", _RATING_COLUMNS), _Layout("u.user", "|", _USER_COLUMNS)),
-    _Format(
-        _Layout("ratings.dat", "::", _RATING_COLUMNS),
-        _Layout("users.dat", "::", ("user_id", "gender", "age", "occupation", "zip_code")),
-    ),
+    _Format(_Layout("ratings.dat", "::", _RATING_COLUMNS), _USERS_1M),
+    _Format(_Layout("interactions.parquet", "", _POSITION_COLUMNS), _USERS_1M),
     _Format(_Layout("ratings.csv", ",", _RATING_COLUMNS, "userId,movieId,rating,timestamp"), None),
 )
 
@@ -134,58 +143,74 @@ def fetch(folder: Path) -> Path:
     return folder
 
 
-def read(folder: Path, segment_by: str) -> pa.Table:
+def read(folder: Path, segment_by: str, order: str = "time") -> pa.Table:
     """Read the ratings in `folder` as interactions, one row a rating, in the file's order.
 
     The format is told by the files that are there: `ml-100k.inter` and `ml-100k.user` (RecBole's
-    form of 100K), `u.data` and `u.user` (100K), `ratings.dat` and `users.dat` (1M), or
-    `ratings.csv` (20M and later, "latest"; it says nothing of users).
+    form of 100K), `u.data` and `u.user` (100K), `ratings.dat` and `users.dat` (1M), `ratings.csv`
+    (20M and later, "latest"; it says nothing of users), or `interactions.parquet` and `users.dat`:
+    1M without its times and ratings, a row's columns user_id, item_id and file_pos, its place in
+    `ratings.dat`.
 
     Args:
         folder: holds the files of one MovieLens data set.
         segment_by: one of `SEGMENT_BY`. "age_group" cuts ages into `AGE_GROUPS`; "gender" is F or
-            M; "occupation" is the published name; "all" is one segment of that name.
+            M; "gender_age" both, such as "F 18-24"; "occupation" is the published name; "all" is
+            one segment of that name.
+        order: one of `ORDERS`. With "file" the timestamp is `FIRST_POSITION` plus a microsecond for
+            each row of the same user that stands before in the file: for results that copies
+            without times must repeat. The file is not in the order of time.
 
     Returns:
         Columns user_id (int64), item_id (int64), timestamp (microseconds, UTC), segment (string)
-        and label (float64: the rating, in stars from 0.5 to 5).
+        and label (float64: the rating, in stars from 0.5 to 5; not from `interactions.parquet`).
 
     Raises:
         MovieLensError: no format or several are found, a line is malformed (its file and number
-            are named), a rating's user is not in the users file, or `segment_by` is unknown or
-            asks for what the format does not have.
+            are named), a rating's user is not in the users file, `segment_by` or `order` is
+            unknown or asks for what the format does not have.
     """
-    if segment_by not in SEGMENT_BY:
-        near = difflib.get_close_matches(segment_by, SEGMENT_BY, n=1, cutoff=0.0)[0]
-        raise MovieLensError(
-            f"expected segment_by to be one of {', '.join(SEGMENT_BY)}, got {segment_by!r}; "
-            f"did you mean {near!r}?"
-        )
+    _require_known("segment_by", segment_by, SEGMENT_BY)
+    _require_known("order", order, ORDERS)
     form = _format_of(folder)
-    ratings = _read_ratings(folder / form.ratings.name, form.ratings)
-    seconds = ratings["timestamp"].cast(pa.timestamp("s", tz="UTC"))
-    return pa.table(
-        {
-            "user_id": ratings["user_id"],
-            "item_id": ratings["item_id"],
-            "timestamp": seconds.cast(pa.timestamp("us", tz="UTC")),
-            "segment": _segments(folder, form, segment_by, ratings["user_id"]),
-            "label": ratings["rating"],
-        }
-    )
+    path = folder / form.ratings.name
+    if form.ratings.columns == _POSITION_COLUMNS:
+        if order == "time":
+            raise MovieLensError(f'{path} comes without times; use order="file"')
+        ratings = _read_positions(path)
+    else:
+        ratings = _read_ratings(path, form.ratings)
+    log = {
+        "user_id": ratings["user_id"],
+        "item_id": ratings["item_id"],
+        "timestamp": _times(ratings) if order == "time" else _positions(ratings),
+        "segment": _segments(folder, form, segment_by, ratings["user_id"]),
+    }
+    if "rating" in ratings.column_names:
+        log["label"] = ratings["rating"]
+    return pa.table(log)
 
 
-def write_log(folder: Path, out: Path, segment_by: str) -> Path:
+def write_log(folder: Path, out: Path, segment_by: str, order: str = "time") -> Path:
     """Write what `read` gives to the Parquet file `out`, whole or not at all; return `out`.
 
     Raises:
         MovieLensError: as `read`.
         OSError: `out` cannot be written.
     """
-    table = read(folder, segment_by)
+    table = read(folder, segment_by, order)
     make_folder(out.parent)
     write_parquet(out, table)
     return out
+
+
+def _require_known(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=1, cutoff=0.0)[0]
+        raise MovieLensError(
+            f"expected {name} to be one of {', '.join(known)}, got {value!r}; "
+            f"did you mean {near!r}?"
+        )
 
 
 def _download(folder: Path) -> Path:
@@ -252,6 +277,58 @@ def _read_ratings(path: Path, layout: _Layout) -> pa.Table:
     return table
 
 
+def _read_positions(path: Path) -> pa.Table:
+    """Read the rows of a copy without times, in the order of their positions in the file."""
+    try:
+        names = pq.read_schema(path).names
+        lacking = [name for name in _POSITION_COLUMNS if names.count(name) != 1]
+        if lacking:
+            raise MovieLensError(
+                f"{path}: expected each of {', '.join(_POSITION_COLUMNS)} once, got "
+                f"{', '.join(names)}"
+            )
+        table = pq.read_table(path, columns=list(_POSITION_COLUMNS))
+    except (OSError, pa.ArrowException) as error:
+        raise MovieLensError(f"{path}: not a whole Parquet file: {error}") from error
+    for name, least in (("user_id", 1), ("item_id", 1), ("file_pos", 0)):
+        column = table[name]
+        if not pa.types.is_integer(column.type):
+            raise MovieLensError(f"{path}: expected integers in {name}, got {column.type}")
+        row = pc.index(pc.fill_null(pc.greater_equal(column, least), False), False).as_py()
+        if row >= 0:
+            raise MovieLensError(
+                f"{path}: row {row + 1}: expected {name} to be {least} or more, got {column[row]}"
+            )
+    if table.num_rows == 0:
+        raise MovieLensError(f"{path}: expected rows, found none")
+    table = table.sort_by("file_pos")
+    places = table["file_pos"].to_numpy()
+    twice = np.flatnonzero(places[1:] == places[:-1])
+    if len(twice):
+        raise MovieLensError(
+            f"{path}: expected each file_pos once, got {places[twice[0]]} more than once"
+        )
+    return table.select(["user_id", "item_id"]).cast(
+        pa.schema({"user_id": pa.int64(), "item_id": pa.int64()})
+    )
+
+
+def _times(ratings: pa.Table) -> pa.ChunkedArray:
+    seconds = ratings["timestamp"].cast(pa.timestamp("s", tz="UTC"))
+    return seconds.cast(pa.timestamp("us", tz="UTC"))
+
+
+def _positions(ratings: pa.Table) -> pa.Array:
+    """Return each row's position, from 0, among the rows of its user, as a time."""
+    user_ids = ratings["user_id"].to_numpy()
+    by_user = np.argsort(user_ids, kind="stable")
+    _, first, counts = np.unique(user_ids[by_user], return_index=True, return_counts=True)
+    positions = np.empty(len(user_ids), dtype=np.int64)
+    positions[by_user] = np.arange(len(user_ids)) - np.repeat(first, counts)
+    origin = int(FIRST_POSITION.timestamp()) * 1_000_000
+    return pa.array(origin + positions).cast(pa.timestamp("us", tz="UTC"))
+
+
 def _segments(
     folder: Path, form: _Format, segment_by: str, user_ids: pa.ChunkedArray
 ) -> pa.Array | pa.ChunkedArray:
@@ -287,6 +364,9 @@ def _attribute(
     path: Path, layout: _Layout, users: pa.Table, segment_by: str
 ) -> pa.Array | pa.ChunkedArray:
     """Return the segment's name of each user."""
+    if segment_by == "gender_age":
+        genders, ages = (_attribute(path, layout, users, name) for name in ("gender", "age_group"))
+        return pc.binary_join_element_wise(genders, ages, " ")
     if segment_by == "age_group":
         _require(path, layout, _between(users["age"], 1, 120), "an age from 1 to 120")
         groups = np.searchsorted(_AGE_EDGES, users["age"].to_numpy(), side="right")

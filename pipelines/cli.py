@@ -104,7 +104,7 @@ def prepare(settings: SettingsFile, overrides: Overrides = None) -> None:
 def pretrain(settings: SettingsFile, overrides: Overrides = None) -> None:
     """Make the base model from the log's first window, or import its tables.
 
-    Example: reclora pretrain run.toml --set base.embedding_dim=64
+    Example: reclora pretrain run.toml --set base.factorisation.embedding_dim=32
     """
     from .prepare import prepare as run_prepare
     from .pretrain import pretrain as run_pretrain

@@ -41,7 +41,7 @@ from reclora.ladder import PARENT, choose_rungs, rungs
 from reclora.ranking import Scorer
 from reclora.training import Training, TrainingConfig
 
-from .pretrain import hold_out_some
+from .held_out import hold_out_some
 from .progress import Step
 from .run import FULL_FINE_TUNE, NO_PARENT, RunSettings, Search, digest
 from .workshop import Workshop, digest_of

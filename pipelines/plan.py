@@ -94,7 +94,11 @@ def bytes_needed(settings: RunSettings, windows: Windows) -> int:
     """What a run writes at the most, about: numbers, the best of them and the optimizer's, of one
     model at a time; the pack; and of every model and seed its lists and what was measured of them.
     """
-    width = settings.adapter.rank + 1 if settings.compared == () else settings.base.embedding_dim
+    width = (
+        settings.adapter.rank + 1
+        if settings.compared == ()
+        else settings.base.factorisation.embedding_dim
+    )
     models = len(contenders(settings)) * len(settings.seeds) + 4
     lists = (len(windows.validation) + len(windows.test)) * max(settings.evaluation.ks) * 4
     return 2 * len(windows.train) * width * 4 * 4 + models * 3 * lists + 2**26

@@ -1,37 +1,28 @@
 """Make the base model: train it on the log's first window, or import tables made elsewhere.
 
-Pretraining is full fine-tuning from a random start: the one loop with one segment and the kind
-`full`. The number of epochs is chosen by NDCG@10 on the last tenth of the window; then the
-base is trained anew on the whole of it for so many.
+It is made once, and what decides it stands beside it, so that a folder never gets another base.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from reclora.bank import AdapterBank
 from reclora.base import BaseModel
-from reclora.configs import FULL
-from reclora.evaluation import EvaluationConfig, HeldOut, RankingJudge, hold_out
 from reclora.files import sha256_of
-from reclora.interactions import IdMap, Interactions
 from reclora.interchange import import_base
-from reclora.splits import WINDOWS, SplitBy, Windows, cut
-from reclora.training import train
+from reclora.splits import WINDOWS, Windows
 
+from .base_settings import BaseSettings
 from .prepare import windows_of
-from .progress import step
-from .run import BaseSettings, RunSettings, contents, digest, window_file
+from .run import RunSettings, contents, digest, window_file
 from .settings import SettingsError, resolved
+from .train_base import train_base
 
 
 def pretrain(settings: RunSettings, inputs: Mapping[str, str]) -> BaseModel:
@@ -72,10 +63,11 @@ def pretrain(settings: RunSettings, inputs: Mapping[str, str]) -> BaseModel:
         base.save(folder, {"made_from": made_from, "by": "import"})
     else:
         window = windows_of(settings).pretrain
-        base, epochs = train_base(window, settings.base, settings.split.by)
-        about = {"made_from": made_from, "by": "pretrain", "epochs": epochs, "inputs": inputs}
+        made = train_base(window, settings.base, settings.split.by)
+        about = {"made_from": made_from, "by": "pretrain", "epochs": made.epochs, "inputs": inputs}
         about["last_moment"] = int(window.timestamps.max())
-        base.save(folder, about | {"settings": resolved(settings.base)})
+        about |= {"tower_epochs": made.tower_epochs, "tried": made.tried.to_dict("records")}
+        made.base.save(folder, about | {"settings": resolved(made.chosen)})
     return BaseModel.load(folder)
 
 
@@ -139,61 +131,3 @@ def _makers(base: BaseSettings) -> str:
     if base.import_users is not None:
         return "other tables"
     return "another log or other [base], [split] or [log.contract] settings"
-
-
-def hold_out_some(
-    what: str,
-    heldout: Interactions,
-    seen: Interactions,
-    config: EvaluationConfig,
-    candidates: Mapping[str, Tensor] | None = None,
-) -> HeldOut:
-    """`hold_out`, where somebody has something new to find.
-
-    Raises:
-        ValueError: nobody has; it says in what.
-    """
-    held_out = hold_out(heldout, seen, config, candidates)
-    if held_out.num_users == 0:
-        raise ValueError(
-            f"nobody has an item in {what} that is new to them, of {len(heldout)} interactions "
-            f"there: give a longer log, or other shares in [split]"
-        )
-    return held_out
-
-
-def train_base(window: Interactions, settings: BaseSettings, by: SplitBy) -> tuple[BaseModel, int]:
-    """A base model trained on a window of the log, and the number of epochs that was chosen."""
-    known = window.pooled().onto(
-        IdMap.of(window.users.ids_of(np.unique(window.user_rows))),
-        IdMap.of(window.items.ids_of(np.unique(window.item_rows))),
-    )[0]
-    earlier, later = cut(known, (0.9, 0.1), by)
-    start = BaseModel.random(
-        known.users, known.items, settings.embedding_dim, settings.hidden, settings.seed
-    )
-    config = EvaluationConfig(metrics=("ndcg",), ks=(10,))
-    held_out = hold_out_some("the last tenth of the pretrain window", later, earlier, config)
-    with step("pretraining: choosing the epochs") as progress:
-        chosen = train(
-            AdapterBank.for_log(start, earlier, FULL, settings.seed),
-            earlier,
-            settings.training,
-            judge=RankingJudge(held_out),
-            seed=settings.seed,
-            progress=progress,
-        ).best_epoch["pooled"]
-    if chosen == 0:
-        print("pretraining: no epoch ranked better than a random base", file=sys.stderr)
-    epochs = max(1, chosen)
-    bank = AdapterBank.for_log(start, known, FULL, settings.seed)
-    with step(f"pretraining: {epochs} epochs") as progress:
-        train(
-            bank,
-            known,
-            replace(settings.training, epochs=epochs),
-            judge=None,
-            seed=settings.seed,
-            progress=progress,
-        )
-    return bank.merged("pooled"), epochs

@@ -24,6 +24,7 @@ from reclora.interactions import LogContract
 from reclora.splits import WINDOWS, SplitConfig
 from reclora.training import TrainingConfig
 
+from .base_settings import BaseSettings
 from .settings import resolved
 
 
@@ -61,49 +62,6 @@ class LogSettings:
             raise ValueError(
                 "files and windows are two ways to give the log; give exactly one of them"
             )
-
-
-@dataclass(frozen=True)
-class PretrainingConfig(TrainingConfig):
-    """`TrainingConfig` with the defaults of pretraining: many negatives, large steps, decay."""
-
-    epochs: int = 20
-    patience: int = 6
-    batch_rows: int = 512
-    num_negatives: int = 256
-    rows_lr: float = 0.1
-    bias_lr: float = 0.1
-    l2: float = 0.05
-
-
-@dataclass(frozen=True)
-class BaseSettings:
-    """The base model: pretrained on the log's first window, imported, or one that is there."""
-
-    embedding_dim: int = 32
-    """D, the length of user and item vectors."""
-    hidden: tuple[int, ...] = (16,)
-    """Widths of the tower's hidden layers; empty for no tower."""
-    training: PretrainingConfig = PretrainingConfig()
-    seed: int = 0
-    saved: Path | None = None
-    """The folder of a base model to adapt, whatever log it came from: no pretraining."""
-    import_users: Path | None = None
-    """Parquet with user_id and vector (or, beside import_tables, user_id alone): no pretraining."""
-    import_items: Path | None = None
-    """Parquet with item_id, vector and optionally bias."""
-    import_tables: Path | None = None
-    """safetensors with user_table and item_table; the two files above then hold the ids."""
-
-    def __post_init__(self) -> None:
-        if (self.import_users is None) != (self.import_items is None):
-            raise ValueError("import_users and import_items go together; only one is given")
-        if self.import_tables is not None and self.import_users is None:
-            raise ValueError("import_tables needs import_users and import_items for the ids")
-        if self.saved is not None and self.import_users is not None:
-            raise ValueError("saved and import_users both name a base model; give one of them")
-        if self.embedding_dim < 1 or any(width < 1 for width in self.hidden):
-            raise ValueError("embedding_dim and hidden widths must be at least 1")
 
 
 FULL_FINE_TUNE: Final = "full fine-tune"

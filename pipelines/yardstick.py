@@ -25,7 +25,7 @@ from reclora.splits import LeakageError, Windows
 
 from .assessment import Yardstick
 from .candidate_items import CandidateItems
-from .pretrain import hold_out_some
+from .held_out import hold_out_some
 from .run import RunSettings
 
 BASE = "frozen base"

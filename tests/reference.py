@@ -359,3 +359,84 @@ def rowwise_adagrad(
         sums[row] += mean_square
         for d, x in enumerate(total):
             table[row][d] -= lr * x / (math.sqrt(sums[row]) + eps)
+
+
+# Factorisation: scores of one user, rows as lists.
+
+
+def weighted_softmax_loss(positive: float, negatives: Vector, weights: Vector) -> float:
+    """-log( e^s+ / (e^s+ + sum_j w_j e^s-_j) )."""
+    total = math.exp(positive)
+    for negative, weight in zip(negatives, weights, strict=True):
+        total += weight * math.exp(negative)
+    return -math.log(math.exp(positive) / total)
+
+
+def ccl_loss(
+    positive: float, negatives: Vector, weights: Vector, margin: float, negative_weight: float
+) -> float:
+    total = 0.0
+    for negative, weight in zip(negatives, weights, strict=True):
+        total += weight * max(0.0, negative - margin)
+    return 1 - positive + negative_weight * total / len(negatives)
+
+
+def bce_loss(positive: float, negatives: Vector, weights: Vector, negative_weight: float) -> float:
+    total = 0.0
+    for negative, weight in zip(negatives, weights, strict=True):
+        total -= weight * math.log(1 - 1 / (1 + math.exp(-negative)))
+    return -math.log(1 / (1 + math.exp(-positive))) + negative_weight * total / len(negatives)
+
+
+def weighted_bpr_loss(positive: float, negatives: Vector, weights: Vector) -> float:
+    total = 0.0
+    for negative, weight in zip(negatives, weights, strict=True):
+        total += weight * bpr_loss(positive, [negative])
+    return total / len(negatives)
+
+
+def solved(left: Matrix, right: Vector) -> list[float]:
+    """x of left x = right, by Gauss with pivots."""
+    rows = [[*row, value] for row, value in zip(left, right, strict=True)]
+    size = len(rows)
+    for column in range(size):
+        pivot = max(range(column, size), key=lambda r: abs(rows[r][column]))
+        rows[column], rows[pivot] = rows[pivot], rows[column]
+        for r in range(size):
+            if r != column:
+                factor = rows[r][column] / rows[column][column]
+                rows[r] = [x - factor * y for x, y in zip(rows[r], rows[column], strict=True)]
+    return [rows[r][size] / rows[r][r] for r in range(size)]
+
+
+def ials_row(
+    others: Matrix, weights: Vector, alpha: float, l2: float, exponent: float
+) -> list[float]:
+    """The row that fits the other side's rows best; weight 0 is a pair that is not in the log."""
+    dim = len(others[0])
+    known = sum(1 for weight in weights if weight > 0) + alpha * len(others)
+    left = [[l2 * known**exponent * (d == e) for e in range(dim)] for d in range(dim)]
+    right = [0.0] * dim
+    for other, weight in zip(others, weights, strict=True):
+        for d in range(dim):
+            right[d] += weight * other[d]
+            for e in range(dim):
+                left[d][e] += (weight + alpha) * other[d] * other[e]
+    return solved(left, right)
+
+
+def ials_cost(
+    users: Matrix, items: Matrix, weights: Matrix, alpha: float, l2: float, exponent: float
+) -> float:
+    """What the alternations minimise; weights by user and item, 0 where a pair is not there."""
+    total = 0.0
+    for user, row in zip(users, weights, strict=True):
+        known = sum(1 for weight in row if weight > 0) + alpha * len(items)
+        total += l2 * known**exponent * length(user) ** 2
+        for item, weight in zip(items, row, strict=True):
+            fit = sum(x * y for x, y in zip(user, item, strict=True))
+            total += weight * (fit - 1) ** 2 + alpha * fit**2
+    for i, item in enumerate(items):
+        known = sum(1 for row in weights if row[i] > 0) + alpha * len(users)
+        total += l2 * known**exponent * length(item) ** 2
+    return total

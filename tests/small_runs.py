@@ -19,11 +19,13 @@ import pytest
 from reclora.configs import AdapterConfig
 from reclora.datasets.planted import PlantedConfig, plant
 from reclora.evaluation import EvaluationConfig
+from reclora.factorisation import FactorisationConfig
 from reclora.files import make_folder, write_parquet, write_text
 from reclora.gate import GateConfig
 from reclora.pipelines.alone import OWNER
+from reclora.pipelines.base_settings import BaseSearch, BaseSettings, TowerTraining
 from reclora.pipelines.retrain import Outcome, retrain
-from reclora.pipelines.run import BaseSettings, LogSettings, PretrainingConfig, RunSettings, Search
+from reclora.pipelines.run import LogSettings, RunSettings, Search
 from reclora.pipelines.settings import resolved
 from reclora.splits import SplitConfig
 from reclora.training import TrainingConfig
@@ -92,15 +94,17 @@ def random_log(
 def small_settings(folder: Path, log: Path, **changes: Any) -> RunSettings:
     """A run of a few seconds: one seed, one setting, few epochs."""
     short = TrainingConfig(epochs=3, batch_rows=32, num_negatives=32, rows_lr=0.1)
-    pretraining = PretrainingConfig(
-        epochs=8, patience=3, batch_rows=128, num_negatives=32, rows_lr=0.2, bias_lr=0.05, l2=0.0
+    tables = FactorisationConfig(
+        embedding_dim=8, epochs=20, batch_users=16, temperature=0.3, bias_lr=0.03
     )
+    tower = TowerTraining(epochs=3, batch_rows=128, num_negatives=32)
+    base = BaseSettings(tables, search=BaseSearch(()), hidden=(8,), tower=tower)
     settings = RunSettings(
         log=LogSettings((log,)),
         name="small",
         folder=folder / "work",
         runs=folder / "runs",
-        base=BaseSettings(8, (8,), pretraining),
+        base=base,
         adapter=AdapterConfig(rank=2, alpha=2.0),
         training=short,
         search=Search((0.1,), (0.1,), (0.01,)),

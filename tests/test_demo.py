@@ -11,7 +11,12 @@ from reclora.files import read_parquet
 from tests.small_runs import reclora
 from tests.test_movielens import ml_100k  # noqa: F401
 
-QUICK = ("seeds=[0]", "base.training.epochs=4", "training.epochs=2", "base.hidden=[4]")
+QUICK = (
+    "seeds=[0]",
+    "base.factorisation.epochs=4",
+    "base.search.temperature=[]",
+    "training.epochs=2",
+)
 GRID = ("search.rows_lr=[0.05]", "search.bias_lr=[0.05]")
 SETTINGS = [word for setting in (*QUICK, *GRID) for word in ("--set", setting)]
 

@@ -32,8 +32,8 @@ from reclora.base import BaseModel
 from reclora.files import make_folder, sha256_of, write_parquet, write_text
 from reclora.interactions import IdMap, Interactions, LogContract, LogError, prepare_log
 from reclora.interchange import import_base
+from reclora.pipelines.base_settings import BaseSettings
 from reclora.pipelines.pretrain import pretrain
-from reclora.pipelines.run import BaseSettings
 from reclora.store import AdapterStore, BaseMismatch, StoreError
 from reclora.tables import BaseError
 from tests.small_runs import HOSTILE, START, small_settings

@@ -1,19 +1,23 @@
 """MovieLens as a log: taken whole or not at all, read alike from each published form."""
 
 import csv
+import random
 import subprocess
 import sys
 import zipfile
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from reclora.datasets.movielens import (
     AGE_GROUPS,
+    FIRST_POSITION,
     OCCUPATIONS,
     SEGMENT_BY,
     MovieLensError,
@@ -25,6 +29,7 @@ from reclora.files import read_parquet
 from reclora.interactions import LogContract, prepare_log
 
 FILES = ("ml-100k.inter", "ml-100k.user", "ml-100k.item")
+POSITIONS = ("user_id", "item_id", "file_pos")
 AGE_CODES = (1, 18, 25, 35, 45, 50, 56)
 
 
@@ -40,6 +45,22 @@ def small(tmp_path: Path) -> Path:
     (tmp_path / "ratings.dat").write_text("1::10::5::978300760\n2::10::3::978300761\n3::7::1::0\n")
     (tmp_path / "users.dat").write_text("1::F::1::10::48067\n2::M::56::16::70072\n3::M::25::0::1\n")
     return tmp_path
+
+
+@pytest.fixture
+def timeless(small: Path, tmp_path: Path) -> Path:
+    """The same data set without its times and ratings, its rows shuffled."""
+    folder = tmp_path / "timeless"
+    folder.mkdir()
+    (folder / "users.dat").write_bytes((small / "users.dat").read_bytes())
+    write_positions(folder, [3, 1, 2], [7, 10, 10], [2, 0, 1])
+    return folder
+
+
+def write_positions(folder: Path, users: list[int], items: list[int], places: list[int]) -> None:
+    """Write a copy of MovieLens 1M that lost its times."""
+    columns = {"user_id": users, "item_id": items, "file_pos": places, "more": places}
+    pq.write_table(pa.table(columns), folder / "interactions.parquet")
 
 
 def rows_of(path: Path) -> list[list[str]]:
@@ -108,6 +129,7 @@ def test_segments_of_the_real_files(ml_100k: Path) -> None:
     expected = {
         "age_group": lambda row: age_group_of(int(row[1])),
         "gender": lambda row: row[2],
+        "gender_age": lambda row: f"{row[2]} {age_group_of(int(row[1]))}",
         "occupation": lambda row: row[3],
     }
     for segment_by, segment_of in expected.items():
@@ -140,7 +162,7 @@ def test_the_form_of_1m_reads_the_same(ml_100k: Path, tmp_path: Path) -> None:
         code = AGE_CODES[AGE_GROUPS.index(age_group_of(int(age)))]
         users.append([user, gender, str(code), str(number % len(OCCUPATIONS)), zip_code])
     write_rows(tmp_path / "users.dat", "::", users)
-    for segment_by in ("all", "age_group", "gender"):
+    for segment_by in ("all", "age_group", "gender", "gender_age"):
         assert read(tmp_path, segment_by).equals(read(ml_100k, segment_by))
     table = read(tmp_path, "occupation")
     named = dict(zip(table["user_id"].to_pylist(), table["segment"].to_pylist(), strict=True))
@@ -151,7 +173,7 @@ def test_latest_reads_the_same_and_knows_no_users(ml_100k: Path, tmp_path: Path)
     rows = [["userId", "movieId", "rating", "timestamp"], *rows_of(ml_100k / "ml-100k.inter")]
     write_rows(tmp_path / "ratings.csv", ",", rows)
     assert read(tmp_path, "all").equals(read(ml_100k, "all"))
-    for segment_by in ("age_group", "gender", "occupation"):
+    for segment_by in SEGMENT_BY[:-1]:
         with pytest.raises(MovieLensError, match='without attributes of users.*segment_by="all"'):
             read(tmp_path, segment_by)
 
@@ -165,6 +187,8 @@ def test_half_stars_and_windows_line_ends_are_read(tmp_path: Path) -> None:
 
 def test_the_published_codes_and_names(small: Path) -> None:
     assert read(small, "age_group")["segment"].to_pylist() == ["Under 18", "56+", "25-34"]
+    both = read(small, "gender_age")["segment"].to_pylist()
+    assert both == ["F Under 18", "M 56+", "M 25-34"]
     names = ["K-12 student", "self-employed", "other"]
     assert read(small, "occupation")["segment"].to_pylist() == names
     assert (len(OCCUPATIONS), OCCUPATIONS[1], OCCUPATIONS[20]) == (
@@ -195,6 +219,89 @@ def test_the_written_log_keeps_the_contract(ml_100k: Path, tmp_path: Path) -> No
     summary = prepare_log([log], tmp_path / "log", LogContract())
     assert (summary.rows_kept, summary.quarantined, summary.duplicates) == (100_000, {}, 0)
     assert len(summary.segments) == 21
+
+
+def test_in_the_order_of_the_file_a_row_has_its_place_among_its_users_rows(ml_100k: Path) -> None:
+    table = read(ml_100k, "gender", "file")
+    seen: Counter[int] = Counter()
+    for user, time in zip(
+        *(table[name].to_pylist() for name in ("user_id", "timestamp")), strict=True
+    ):
+        assert time == FIRST_POSITION + timedelta(microseconds=seen[user])
+        seen[user] += 1
+    others = ["user_id", "item_id", "segment", "label"]
+    assert table.select(others).equals(read(ml_100k, "gender").select(others))
+
+
+@given(users=st.lists(st.integers(1, 4), min_size=1, max_size=20), shuffle=st.randoms())
+def test_a_copy_without_times_gives_the_log_of_the_file(
+    tmp_path_factory: pytest.TempPathFactory, users: list[int], shuffle: random.Random
+) -> None:
+    folder, copy = tmp_path_factory.mktemp("file"), tmp_path_factory.mktemp("copy")
+    text = "".join(f"{user}::{row + 1}::5::9\n" for row, user in enumerate(users))
+    (folder / "ratings.dat").write_text(text)
+    rows = list(range(len(users)))
+    shuffle.shuffle(rows)
+    write_positions(copy, [users[row] for row in rows], [row + 1 for row in rows], rows)
+    expected = read(folder, "all", "file").drop_columns("label")
+    assert read(copy, "all", "file").equals(expected)
+
+
+def test_a_copy_without_times_has_segments_and_no_label(
+    small: Path, timeless: Path, tmp_path: Path
+) -> None:
+    for segment_by in SEGMENT_BY:
+        expected = read(small, segment_by, "file").drop_columns("label")
+        assert read(timeless, segment_by, "file").equals(expected)
+    out = write_log(timeless, tmp_path / "logs" / "log.parquet", "gender_age", "file")
+    assert read_parquet(out).equals(read(timeless, "gender_age", "file"))
+    summary = prepare_log([out], tmp_path / "log", LogContract())
+    assert (summary.rows_kept, summary.quarantined) == (3, {})
+
+
+def test_the_order_of_time_is_refused_where_there_is_no_time(small: Path, timeless: Path) -> None:
+    with pytest.raises(MovieLensError, match='without times; use order="file"'):
+        read(timeless, "all")
+    with pytest.raises(MovieLensError, match="order to be one of time, file, got 'fil'; did you"):
+        read(small, "all", "fil")
+    (small / "interactions.parquet").write_bytes(b"")
+    with pytest.raises(MovieLensError, match="found ratings.dat and interactions.parquet"):
+        read(small, "all", "file")
+
+
+@pytest.mark.parametrize(
+    ("users", "places", "message"),
+    [
+        ([1, 0], [0, 1], "row 2: expected user_id to be 1 or more, got 0"),
+        ([1, None], [0, 1], "row 2: expected user_id to be 1 or more, got None"),
+        ([1, 2], [-1, 1], "row 1: expected file_pos to be 0 or more, got -1"),
+        ([1, 2], [7, 7], "expected each file_pos once, got 7 more than once"),
+        ([1, 2], [0.0, 1.0], "expected integers in file_pos, got double"),
+        (["1", "2"], [0, 1], "expected integers in user_id, got string"),
+        ([1, 9], [0, 1], "user 9 of .*interactions.parquet is not in .*users.dat"),
+    ],
+)
+def test_a_malformed_copy_is_named(
+    timeless: Path, users: list[int], places: list[int], message: str
+) -> None:
+    write_positions(timeless, users, [5, 5], places)
+    with pytest.raises(MovieLensError, match=message):
+        read(timeless, "gender", "file")
+
+
+def test_a_copy_of_another_kind_is_named(timeless: Path) -> None:
+    path = timeless / "interactions.parquet"
+    pq.write_table(pq.read_table(path).drop_columns("file_pos"), path)
+    with pytest.raises(
+        MovieLensError, match="each of user_id, item_id, file_pos once, got user_id"
+    ):
+        read(timeless, "all", "file")
+    pq.write_table(pa.table({name: pa.array([], pa.int64()) for name in POSITIONS}), path)
+    with pytest.raises(MovieLensError, match="interactions.parquet: expected rows, found none"):
+        read(timeless, "all", "file")
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(MovieLensError, match="interactions.parquet: not a whole Parquet file"):
+        read(timeless, "all", "file")
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from reclora.base import BaseModel
-from reclora.evaluation import EvaluationConfig, evaluate, hold_out
 from reclora.files import write_parquet
 from reclora.interactions import Interactions, LogContract
+from reclora.pipelines.base_settings import BaseSettings
 from reclora.pipelines.prepare import prepare
-from reclora.pipelines.pretrain import check_earlier, hold_out_some, pretrain, train_base
-from reclora.pipelines.run import BaseSettings, LogSettings, RunSettings
+from reclora.pipelines.pretrain import check_earlier, pretrain
+from reclora.pipelines.run import LogSettings, RunSettings
 from reclora.pipelines.settings import SettingsError
-from reclora.popularity import popularity
 from reclora.splits import split
-from tests.small_runs import files_below, finished, planted_log, random_log, small_settings
+from tests.small_runs import files_below, finished, random_log, small_settings
 from tests.test_prepare import cut_log
 
 
@@ -39,42 +38,6 @@ def made(settings: RunSettings) -> BaseModel:
     return pretrain(settings, prepare(settings).inputs)
 
 
-def test_the_base_knows_the_first_window_and_predicts_better_than_popularity(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    settings, _ = finished(tmp_path_factory)
-    base = BaseModel.load(settings.base_folder)
-    base.verify()
-    windows = split(Interactions.read(settings.log_folder), settings.split)
-    first = windows.pretrain
-    assert set(base.users.ids.to_pylist()) == set(
-        first.users.ids_of(np.unique(first.user_rows)).to_pylist()
-    )
-    assert len(base.items) == len(np.unique(first.item_rows))
-    seen, later = (w.pooled().onto(base.users, base.items)[0] for w in (first, windows.train))
-    held_out = hold_out(later, seen, EvaluationConfig((10,), ("ndcg",)))
-    popular, scorer = popularity(seen), base.scorer()
-    means = [
-        evaluate(held_out, of, model="", run="", seed=0)["value"].mean()
-        for of in (lambda name: scorer, popular)
-    ]
-    assert means[0] > 1.2 * means[1]
-
-
-def test_the_same_log_and_settings_give_the_same_bytes(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
-    settings, _ = finished(tmp_path_factory)
-    window = split(Interactions.read(settings.log_folder), settings.split).pretrain
-    base = BaseModel.load(settings.base_folder)
-    again, epochs = train_base(window, settings.base, settings.split.by)
-    assert again.fingerprint == base.fingerprint
-    about = json.loads((settings.base_folder / "base.json").read_text())["provenance"]
-    assert about["by"] == "pretrain" and about["epochs"] == epochs and about["inputs"]
-    other, _ = train_base(window, replace(settings.base, seed=1), settings.split.by)
-    assert other.fingerprint != base.fingerprint
-
-
 def test_a_base_is_made_once_and_another_is_refused(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
@@ -83,7 +46,7 @@ def test_a_base_is_made_once_and_another_is_refused(
     inputs = prepare(settings).inputs
     assert pretrain(settings, inputs).fingerprint
     others = [
-        (replace(settings, base=replace(settings.base, embedding_dim=9)), inputs),
+        (replace(settings, base=replace(settings.base, half_life=9.0)), inputs),
         (replace(settings, split=replace(settings.split, train=0.2, test=0.22)), inputs),
         (settings, {"other.parquet": "00" * 32}),
         (replace(settings, log=replace(settings.log, contract=LogContract(min_label=4))), inputs),
@@ -146,12 +109,3 @@ def test_an_imported_base_follows_its_tables_and_not_the_log(tmp_path: Path) -> 
     with pytest.raises(SettingsError, match=r"no file to import .*items\.parquet"):
         made(settings)
     assert BaseModel.load(settings.base_folder).fingerprint == base.fingerprint
-
-
-def test_a_window_with_nothing_new_is_named(tmp_path: Path) -> None:
-    log = planted_log(tmp_path / "log.parquet")
-    settings = small_settings(tmp_path, log)
-    prepare(settings)
-    window = split(Interactions.read(settings.log_folder), settings.split).pretrain
-    with pytest.raises(ValueError, match="nobody has an item in the last hour that is new to them"):
-        hold_out_some("the last hour", window, window, EvaluationConfig())

@@ -12,7 +12,6 @@ import pytest
 
 from reclora.pipelines import run
 from reclora.pipelines.run import (
-    BaseSettings,
     LogSettings,
     RunFolder,
     RunSettings,
@@ -38,20 +37,6 @@ INPUTS = {"log.parquet": "ab" * 32}
 def test_a_run_that_cannot_be_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RunSettings(LogSettings((Path("log.parquet"),)), **changes)  # type: ignore[arg-type]
-
-
-def test_a_base_that_cannot_be_is_refused() -> None:
-    users, items = Path("users.parquet"), Path("items.parquet")
-    with pytest.raises(ValueError, match="go together; only one is given"):
-        BaseSettings(import_users=users)
-    with pytest.raises(ValueError, match="import_tables needs import_users and import_items"):
-        BaseSettings(import_tables=users)
-    for wrong in (BaseSettings, lambda **a: BaseSettings(import_users=users, **a)):
-        with pytest.raises(ValueError):
-            wrong(embedding_dim=0, import_items=items)
-    with pytest.raises(ValueError, match="at least 1"):
-        BaseSettings(hidden=(8, 0))
-    assert BaseSettings(import_users=users, import_items=items).hidden
 
 
 def test_the_folders_name_follows_what_decides_the_numbers(tmp_path: Path) -> None:

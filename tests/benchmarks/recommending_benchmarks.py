@@ -20,9 +20,10 @@ from reclora.base import BaseModel
 from reclora.configs import AdapterConfig
 from reclora.files import write_parquet
 from reclora.interactions import IdMap, Interactions
+from reclora.pipelines.base_settings import BaseSettings
 from reclora.pipelines.prepare import prepare
 from reclora.pipelines.recommend import recommend
-from reclora.pipelines.run import BaseSettings, LogSettings, RunSettings
+from reclora.pipelines.run import LogSettings, RunSettings
 from reclora.ranking import UserItems, rank
 from reclora.store import AdapterStore
 

@@ -1,0 +1,146 @@
+"""Train a base model on a window of the log: tables by factorisation, then perhaps a tower.
+
+Settings and epochs are chosen by NDCG@10 on the last tenth of the window; then the base is trained
+anew on the whole of it. A tower is trained on the finished tables by the one loop.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+
+from reclora.bank import AdapterBank
+from reclora.base import BaseModel
+from reclora.configs import AdapterConfig
+from reclora.evaluation import EvaluationConfig, HeldOut, RankingJudge, evaluate
+from reclora.factorisation import factorise
+from reclora.interactions import IdMap, Interactions
+from reclora.recency import faded
+from reclora.splits import SplitBy, cut
+from reclora.tower import Tower
+from reclora.training import train
+
+from .base_settings import BaseSettings
+from .held_out import hold_out_some
+from .progress import step
+
+TOWER_ALONE = AdapterConfig("none", "none", "none", "full", rank=1)
+JUDGED_BY = EvaluationConfig(metrics=("ndcg",), ks=(10,))
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A base model, and how it came about.
+
+    Attributes:
+        chosen: the settings that validation chose, without a search.
+        epochs: of the factorisation.
+        tower_epochs: 0 where there is no tower, or none that helped.
+        tried: what the search tried: its values, epochs, value (on validation), chosen.
+    """
+
+    base: BaseModel
+    chosen: BaseSettings
+    epochs: int
+    tower_epochs: int
+    tried: pd.DataFrame
+
+
+def train_base(window: Interactions, settings: BaseSettings, by: SplitBy) -> Pretrained:
+    """A base model trained on a window of the log.
+
+    Args:
+        by: how the last tenth is cut off, which chooses.
+
+    Raises:
+        ValueError: nobody has anything new in the last tenth.
+        FactorisationError: the numbers are not finite.
+    """
+    known = window.pooled().onto(
+        IdMap.of(window.users.ids_of(np.unique(window.user_rows))),
+        IdMap.of(window.items.ids_of(np.unique(window.item_rows))),
+    )[0]
+    earlier, later = cut(known, (0.9, 0.1), by)
+    held_out = hold_out_some("the last tenth of the pretrain window", later, earlier, JUDGED_BY)
+    tried = [_try(earlier, each, held_out) for each in _counted(settings.grid())]
+    best = max(tried, key=lambda t: t.value)
+    chosen = best.settings
+    with step(f"pretraining: {best.epochs} epochs") as progress:
+        base = factorise(
+            faded(known, chosen.half_life),
+            chosen.factorisation,
+            seed=chosen.seed,
+            epochs=best.epochs,
+            progress=progress,
+        ).base
+    tower_epochs = 0
+    if chosen.hidden:
+        with step("pretraining: choosing the tower's epochs"):
+            _, tower_epochs = _with_tower(best.base, earlier, chosen, RankingJudge(held_out))
+        if tower_epochs == 0:
+            print("pretraining: a tower did not help; there is none", file=sys.stderr)
+        else:
+            once = replace(chosen.tower, epochs=tower_epochs)
+            with step(f"pretraining: the tower, {tower_epochs} epochs"):
+                base, _ = _with_tower(base, known, replace(chosen, tower=once), None)
+    rows = [
+        t.settings.searched | {"epochs": t.epochs, "value": t.value, "chosen": t is best}
+        for t in tried
+    ]
+    return Pretrained(base, chosen, best.epochs, tower_epochs, pd.DataFrame(rows))
+
+
+@dataclass(frozen=True)
+class _Tried:
+    settings: BaseSettings
+    base: BaseModel
+    epochs: int
+    value: float
+
+
+def _counted(grid: Sequence[BaseSettings]) -> Sequence[tuple[str, BaseSettings]]:
+    of = f" of {len(grid)}" if len(grid) > 1 else ""
+    return [(f"setting {at}{of}" if of else "the epochs", s) for at, s in enumerate(grid, 1)]
+
+
+def _try(earlier: Interactions, each: tuple[str, BaseSettings], held_out: HeldOut) -> _Tried:
+    """Factorise all but the last tenth; the best epoch of it."""
+    what, settings = each
+
+    def judge(base: BaseModel) -> float:
+        scorer = base.scorer()
+        table = evaluate(held_out, lambda segment: scorer, model="", run="", seed=0)
+        return float(table["value"].mean())
+
+    with step(f"pretraining: choosing, {what}") as progress:
+        found = factorise(
+            faded(earlier, settings.half_life),
+            settings.factorisation,
+            seed=settings.seed,
+            judge=judge,
+            progress=progress,
+        )
+    return _Tried(settings, found.base, found.best_epoch, float(found.curve["score"].max()))
+
+
+def _with_tower(
+    base: BaseModel, log: Interactions, settings: BaseSettings, judge: RankingJudge | None
+) -> tuple[BaseModel, int]:
+    """The base with a tower trained on its tables as they are, and the epoch that was kept."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    start = BaseModel.of(
+        base.users,
+        base.items,
+        base.user_table.materialised(),
+        base.item_table.materialised(),
+        base.item_bias.materialised(),
+        Tower.random(base.embedding_dim, settings.hidden, generator),
+    )
+    bank = AdapterBank.for_log(start, log, TOWER_ALONE, settings.seed)
+    training = train(bank, log, settings.tower, judge=judge, seed=settings.seed)
+    return bank.merged("pooled"), training.best_epoch["pooled"]
