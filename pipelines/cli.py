@@ -61,29 +61,46 @@ def options(
 
 @app.command()
 def demo(
+    log: Annotated[
+        Literal["movielens", "movielens-1m", "xmarket", "online-retail", "gowalla"],
+        typer.Argument(help="A public log."),
+    ] = "movielens",
     segment_by: Annotated[
-        Literal["age_group", "gender", "occupation", "all"],
-        typer.Option(help="What a segment is."),
-    ] = "age_group",
+        Literal["age_group", "gender", "occupation", "all"] | None,
+        typer.Option(help="What a segment of movielens is; age_group if not given."),
+    ] = None,
     data: Annotated[
         Path | None,
-        typer.Option(help="A folder with MovieLens in a public format; else ML-100K is taken."),
+        typer.Option(help="A folder with the log's public files; else MovieLens 100K is taken."),
     ] = None,
     folder: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs"),
     overrides: Overrides = None,
 ) -> None:
-    """The main job on MovieLens 100K: pretrain, adapt per segment, evaluate, report.
+    """The main job on a public log: pretrain, adapt per segment, evaluate, report.
+
+    Without arguments it takes MovieLens 100K. On gowalla, which has no segments, it compares ways
+    to pretrain a base.
 
     Example: reclora demo --segment-by gender
+
+    Example: reclora demo xmarket --data FOLDER
     """
     from .demo import demo as run_demo
     from .summary import print_outcome
 
+    if segment_by and log != "movielens":
+        raise typer.BadParameter(f"--segment-by is for movielens; {log} has segments of its own")
     places = ["--folder", folder, *(["--data", data] if data else [])]
-    repeat = _command(["demo", "--segment-by", segment_by, *places], overrides)
-    other = "occupation" if segment_by != "occupation" else "gender"
-    following = _command(["demo", "--segment-by", other, *places], overrides)
-    print_outcome(run_demo(segment_by, data, folder, overrides or [], repeat), following)
+    if log == "gowalla":
+        raise typer.BadParameter("gowalla comes next")
+    by = segment_by or "age_group"
+    words = [log, *(["--segment-by", by] if log == "movielens" else [])]
+    repeat = _command(["demo", *words, *places], overrides)
+    other = "occupation" if by != "occupation" else "gender"
+    following = None
+    if log == "movielens":
+        following = _command(["demo", log, "--segment-by", other, *places], overrides)
+    print_outcome(run_demo(log, data, folder, overrides or [], repeat, by), following)
 
 
 @app.command()

@@ -1,8 +1,11 @@
 """The trained models of a run: each with its own learning rates, chosen on validation.
 
     pooled full fine-tune               base + everything free, all segments as one
+    per-segment full fine-tune          base + everything free, each segment alone
+    per-segment bias, map, basis        base + one kind of delta, each segment alone
     pooled adapter                      base + low rank, all segments as one
     per-segment adapters, no parent     base + low rank, each segment alone
+    pooled adapter + residual           base + pooled adapter + low rank of each segment
     per-segment adapters                base + pooled adapter + each segment's own, by how much data
                                         it has: what is published
 
@@ -37,13 +40,22 @@ from reclora.evaluation import (
     recommend,
 )
 from reclora.interactions import Interactions
-from reclora.ladder import PARENT, choose_rungs, rungs
+from reclora.ladder import PARENT, TOP, choose_rungs, rungs
 from reclora.ranking import Scorer
 from reclora.training import Training, TrainingConfig
 
 from .held_out import hold_out_some
 from .progress import Step
-from .run import FULL_FINE_TUNE, NO_PARENT, RunSettings, Search, digest
+from .run import (
+    EACH_KIND,
+    FULL_FINE_TUNE,
+    NO_PARENT,
+    RESIDUAL,
+    SEGMENT_FULL,
+    RunSettings,
+    Search,
+    digest,
+)
 from .workshop import Workshop, digest_of
 
 
@@ -90,10 +102,13 @@ class Trained:
 
 SUBJECT, ALONE = "per-segment adapters", "per-segment adapters, no parent"
 POOLED = "pooled adapter"
+ON_POOLED = "pooled adapter + residual"
+POOLED_FULL, OWN_FULL = "pooled full fine-tune", "per-segment full fine-tune"
 
 
 def contenders(settings: RunSettings, has_parent: bool = False) -> tuple[Contender, ...]:
-    """The models that a run trains; the pooled adapter before what stands on it.
+    """The models that a run trains; the pooled adapter before what stands on it. Of two that are
+    called `SUBJECT` the better one is kept.
 
     Args:
         has_parent: there is a pooled adapter already that the segments' own are to stand on.
@@ -101,33 +116,45 @@ def contenders(settings: RunSettings, has_parent: bool = False) -> tuple[Contend
     own = Contender(SUBJECT, settings.adapter, is_pooled=False)
     trained = []
     if FULL_FINE_TUNE in settings.compared:
-        trained.append(Contender("pooled full fine-tune", FULL, is_pooled=True))
-    if not has_parent and (settings.parent == "pooled" or FULL_FINE_TUNE in settings.compared):
+        trained.append(Contender(POOLED_FULL, FULL, is_pooled=True))
+    if SEGMENT_FULL in settings.compared:
+        trained.append(Contender(OWN_FULL, FULL, is_pooled=False))
+    if EACH_KIND in settings.compared:
+        lower = [name for name in rungs(settings.adapter) if name not in (PARENT, TOP)]
+        kinds = {f"per-segment {name}": rungs(settings.adapter)[name] for name in lower}
+        trained += [Contender(name, kind, is_pooled=False) for name, kind in kinds.items()]
+    if not has_parent and (settings.parent != "none" or FULL_FINE_TUNE in settings.compared):
         trained.append(Contender(POOLED, settings.adapter, is_pooled=True))
     if settings.parent == "none":
         return (*trained, own)
     if NO_PARENT in settings.compared:
         trained.append(replace(own, model=ALONE))
+    if RESIDUAL in settings.compared:
+        trained.append(replace(own, model=ON_POOLED, has_parent=True))
+    if settings.parent == "auto" and not has_parent:
+        trained.append(own)
     return (*trained, replace(own, has_parent=True))
 
 
 def rungs_of(settings: RunSettings) -> dict[str, AdapterConfig]:
     """The rungs that a run picks from; none where every segment gets all that [adapter] says."""
-    is_picked = settings.parent == "pooled" and settings.kinds == "auto"
-    return rungs(settings.adapter) if is_picked else {}
+    return rungs(settings.adapter) if settings.kinds == "auto" else {}
 
 
 SEARCHED = ("rows_lr", "bias_lr", "l2", "shrinkage")
 """What of the training a search chooses."""
 
 
-def grid(training: TrainingConfig, search: Search) -> list[TrainingConfig]:
-    """Every setting that the search tries."""
+def grid(
+    training: TrainingConfig, search: Search, config: AdapterConfig | None = None
+) -> list[TrainingConfig]:
+    """Every setting that the search tries; of what `config` has no delta for, the first value."""
+    values = {n: getattr(search, n) or (getattr(training, n),) for n in SEARCHED}
+    if config is not None and config.user_table == config.item_table == "none":
+        values |= {n: values[n][:1] for n in SEARCHED if n != "bias_lr"}
     return [
-        replace(training, **dict(zip(SEARCHED, values, strict=True)))
-        for values in product(
-            *(getattr(search, name) or (getattr(training, name),) for name in SEARCHED)
-        )
+        replace(training, **dict(zip(values, chosen, strict=True)))
+        for chosen in product(*values.values())
     ]
 
 
@@ -249,10 +276,11 @@ def choose(contender: Contender, ground: Ground, settings: RunSettings, progress
     stopping, comparing = replace(ground, users="even"), replace(ground, users="odd")
     tried: list[tuple[TrainingConfig, float]] = []
     chosen, stopped, best = settings.training, None, -np.inf
-    configs = grid(settings.training, settings.search)
+    of = contender.config if isinstance(contender.config, AdapterConfig) else None
+    configs = grid(settings.training, settings.search, of)
     # Kinds that segments begin with are theirs already.
     is_given = contender.config != settings.adapter or bool(ground.start)
-    ladder = rungs_of(settings) if contender.has_parent and not is_given else {}
+    ladder = rungs_of(settings) if contender.model == SUBJECT and not is_given else {}
     steps = len(configs) + len(ladder)
     for config in configs:
         trained = train_contender(contender, stopping, config, settings.seeds[0])
@@ -279,6 +307,9 @@ def choose(contender: Contender, ground: Ground, settings: RunSettings, progress
     names = ground.log.segment_names
     sizes = dict(zip(names, np.diff(ground.log.offsets).tolist(), strict=True))
     picked, compared = choose_rungs(values, sizes)
+    if not contender.has_parent and set(picked.values()) == {PARENT}:
+        # Without any delta there is nothing to train: let each segment's validation say no.
+        return replace(choice, rungs=compared)
     own = tuple(ladder[picked[name]] for name in names)
     return replace(choice, contender=replace(contender, config=own), rungs=compared)
 
@@ -289,9 +320,10 @@ def _on_rung(
     """The contender with the adapters of one rung."""
     contender = replace(choice.contender, config=kinds)
     if rung == PARENT:
-        bank = AdapterBank.for_log(stopping.base, stopping.log, kinds, seed, stopping.parent)
+        parent = stopping.parent if contender.has_parent else None
+        bank = AdapterBank.for_log(stopping.base, stopping.log, kinds, seed, parent)
         untrained = Training(pd.DataFrame(), {}, steps=0)
-        return Trained(contender, bank, untrained, digest(rung, digest_of(stopping.parent)))
+        return Trained(contender, bank, untrained, digest(rung, digest_of(parent)))
     if kinds == choice.contender.config:
         return choice.stopped
     return train_contender(contender, stopping, choice.config, seed)

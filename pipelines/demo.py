@@ -1,47 +1,93 @@
-"""The main job on MovieLens 100K, from nothing to a report."""
+"""The main job on public logs, from their raw files to a report.
+
+| name | segments | settings |
+|---|---|---|
+| movielens | age groups, or as asked; MovieLens 100K is taken where no data is given | demo.toml |
+| movielens-1m | gender x age group; each user's rows in a random order | movielens_1m.toml |
+| xmarket | markets | xmarket.toml |
+| online-retail | countries | online_retail.toml |
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, get_args
 
 from reclora.datasets import movielens
 
 from .retrain import Outcome, retrain
 from .run import RunSettings
-from .settings import load
+from .settings import SettingsError, load
 
-SETTINGS = Path(__file__).with_name("demo.toml")
+Name = Literal["movielens", "movielens-1m", "xmarket", "online-retail"]
+SegmentBy = Literal["age_group", "gender", "occupation", "all"]
 
 
 def demo(
-    segment_by: str, data: Path | None, folder: Path, overrides: list[str], repeat: str
+    name: Name,
+    data: Path | None,
+    folder: Path,
+    overrides: list[str],
+    repeat: str,
+    segment_by: SegmentBy = "age_group",
 ) -> Outcome:
     """Take the data, write the log, run `retrain`.
 
     Args:
-        segment_by: what a segment is: age_group, gender, occupation or all.
-        data: a folder with MovieLens in a public format; None takes MovieLens 100K.
+        data: a folder with the public files; None takes MovieLens 100K.
         folder: gets a folder for the run, and `demo/` for all else; what is there is reused.
         overrides: of the settings, as `settings.load` takes them.
         repeat: the command that makes this run, printed in its report.
+        segment_by: what a segment is, of `movielens`.
 
     Raises:
-        MovieLensError: the data cannot be had, or is not what it should be.
+        SettingsError: no data is given for a log that cannot be taken from anywhere.
+        ValueError: the data cannot be had, or is not what it should be.
     """
     work = folder / "demo"
+    is_movielens = name == "movielens"
     if data is None:
+        if not is_movielens:
+            raise SettingsError(
+                f"{name} is not taken from anywhere: give the folder of its public files, --data "
+                "FOLDER; where they are published stands in the data card, datasets/README.md"
+            )
         print("MovieLens 100K, by GroupLens: for research, not to be passed on", file=sys.stderr)
-    source = movielens.fetch(work / "movielens") if data is None else data
-    log = movielens.write_log(source, work / f"{segment_by}.parquet", segment_by)
+        data = movielens.fetch(work / "movielens")
+    own = segment_by if is_movielens else name
+    log = _writer(name, segment_by)(data, work / f"{own}.parquet")
     given = {
         "log.files": [str(log)],
-        "name": f"demo-{segment_by}",
-        "folder": str(work / segment_by),
+        "name": f"{name}-{segment_by}" if is_movielens else name,
+        "folder": str(work / own),
         "runs": str(folder),
         "repeat": repeat,
     }
     # Strings and lists of them are written alike in JSON and TOML.
     changes = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()]
-    return retrain(load(SETTINGS, RunSettings, [*changes, *overrides]))
+    return retrain(load(settings_of(name), RunSettings, [*changes, *overrides]))
+
+
+def settings_of(name: Name) -> Path:
+    """The file of settings of a demo."""
+    file = "demo" if name == "movielens" else name.replace("-", "_")
+    return Path(__file__).with_name(f"{file}.toml")
+
+
+def _writer(name: Name, segment_by: SegmentBy) -> Callable[[Path, Path], Path]:
+    """(the folder of the public files, the log to write) -> the log."""
+    assert name in get_args(Name)
+    if name == "movielens":
+        return lambda data, log: movielens.write_log(data, log, segment_by)
+    if name == "movielens-1m":
+        return lambda data, log: movielens.write_log(data, log, "gender_age", order="random")
+    if name == "xmarket":
+        from reclora.datasets import xmarket
+
+        return xmarket.write_log
+    from reclora.datasets import online_retail
+
+    return online_retail.write_log

@@ -11,6 +11,9 @@ from dataclasses import asdict, dataclass, replace
 import pandas as pd
 
 from reclora.adapters import Adapter
+from reclora.interactions import Interactions
+from reclora.recency import faded
+from reclora.splits import Windows
 
 from .contenders import (
     POOLED,
@@ -20,6 +23,7 @@ from .contenders import (
     Trained,
     choose,
     contenders,
+    headline_values,
     train_contender,
 )
 from .inputs import Inputs
@@ -82,7 +86,7 @@ def learn(settings: RunSettings, inputs: Inputs) -> Learned:
     windows, live = inputs.windows, inputs.live
     ground = Ground(
         inputs.base,
-        windows.train,
+        adapt_log(settings, windows),
         windows.validation,
         windows.before_validation,
         settings.evaluation,
@@ -105,9 +109,31 @@ def learn(settings: RunSettings, inputs: Inputs) -> Learned:
             trained.append(train_contender(choice.contender, training, choice.config, seed))
             progress(1, 1)
         inputs.folder.event("trained", model=contender.model, seed=seed)
-        if contender.model == POOLED:
+        if contender.model == POOLED and settings.parent != "none":
             choosing = replace(choosing, parent=choice.stopped.bank.adapters()[0])
             training = replace(training, parent=trained[-1].bank.adapters()[0])
+    _keep_the_better(choices, trained, replace(ground, users="odd"))
     until = int(windows.validation.timestamps.max()) / 1e6
     # A new ground: what the old one has cached, all segments as one, is needed no more.
     return Learned(choices, trained, replace(ground), until)
+
+
+def adapt_log(settings: RunSettings, windows: Windows) -> Interactions:
+    """What adapters train on: the adapt window, or all before validation, faded."""
+    if settings.history == "window":
+        return faded(windows.train, settings.half_life)
+    names = windows.train.segment_names
+    whole = windows.before_validation
+    if whole.segment_names != names:
+        whole = whole.part([whole.segment_names.index(name) for name in names])
+    return faded(whole, settings.half_life)
+
+
+def _keep_the_better(choices: list[Choice], trained: list[Trained], comparing: Ground) -> None:
+    """Of the subject with and without a parent, the one that validation likes better."""
+    own = [at for at, each in enumerate(trained) if each.contender.model == SUBJECT]
+    values = {at: float(headline_values(comparing, trained[at])["value"].mean()) for at in own}
+    best = max(own, key=lambda at: values[at])
+    for at in reversed(own):
+        if at != best:
+            del choices[at], trained[at]

@@ -51,7 +51,7 @@ class Live:
         """
         goes_on = settings.start == "current" or bool(only)
         if release is None:
-            if only and settings.parent == "pooled":
+            if only and settings.parent != "none":
                 raise SettingsError(
                     "--only trains some segments on the parent that is live, and nothing is: run "
                     "once without --only, or set parent = 'none'"
@@ -59,8 +59,8 @@ class Live:
             frozen = base.scorer()
             return cls(None, base, lambda segment: frozen, None, {})
         served = Served(base, store, release)
-        parent = served.main_parent if goes_on and settings.parent == "pooled" else None
-        if only and parent is None and settings.parent == "pooled":
+        parent = served.main_parent if goes_on and settings.parent != "none" else None
+        if only and parent is None and settings.parent != "none":
             raise SettingsError(
                 f"--only trains some segments on the parent that is live, and release "
                 f"{release.number} has none: run without --only, or set parent = 'none'"

@@ -67,6 +67,7 @@ def pretrain(settings: RunSettings, inputs: Mapping[str, str]) -> BaseModel:
         about = {"made_from": made_from, "by": "pretrain", "epochs": made.epochs, "inputs": inputs}
         about["last_moment"] = int(window.timestamps.max())
         about |= {"tower_epochs": made.tower_epochs, "tried": made.tried.to_dict("records")}
+        about["seconds"] = made.seconds
         made.base.save(folder, about | {"settings": resolved(made.chosen)})
     return BaseModel.load(folder)
 

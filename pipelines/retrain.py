@@ -20,12 +20,15 @@ from reclora.evaluation import Lists, ScorerOf
 from reclora.files import read_parquet
 from reclora.gate import CANDIDATE
 from reclora.popularity import popularity
+from reclora.ranking import Scorer
 from reclora.store import AdapterStore, Release, Superseded
 from reclora.training import TrainingError
 
 from .alone import alone_in, writing_alone
 from .assessment import Assessment, Tables, Yardstick, write_table
 from .contenders import POOLED, Trained, train_contender
+from .efforts import efforts_of
+from .figures import figures_of, write_figures
 from .gating import Decisions, decide_all
 from .inputs import Inputs, data_quality
 from .kept import Kept
@@ -34,7 +37,8 @@ from .live import KNOWN_UNTIL
 from .plan import bytes_needed, check_adapter, check_writable
 from .progress import step
 from .reporting import compared, write_run_report
-from .run import RunFolder, RunSettings, digest
+from .run import FROM_SCRATCH, RunFolder, RunSettings, digest
+from .scratch import SCRATCH, from_scratch
 from .space import check_space
 from .yardstick import BASE, POPULARITY_RECENT, sliced, untrained, yardstick_of
 
@@ -116,6 +120,12 @@ def _finish(settings: RunSettings, inputs: Inputs, yardstick: Yardstick) -> Outc
     with step("comparing") as progress:
         tables = compared(assessment, folder)
         progress(1, 1)
+    scratch = None
+    if FROM_SCRATCH in settings.compared:
+        scratch = from_scratch(settings, inputs, settings.seeds[0])
+    efforts = efforts_of(settings, inputs, learned, scratch)
+    figures = figures_of(settings.name, tables.means, efforts, settings.repeat)
+    write_figures(folder.figures, figures)
     quality = data_quality(inputs.summary, inputs.cut, inputs.unknown, yardstick)
     write_run_report(settings, inputs, learned, decisions, assessment, tables, quality)
     facts = {
@@ -245,6 +255,10 @@ def measure(
                 model, trained.scorer_of(), seed, trained.fingerprint, progress=progress
             )
 
+    for seed in settings.seeds if FROM_SCRATCH in settings.compared else ():
+        scorer = from_scratch(settings, inputs, seed).base.scorer()
+        with step(f"ranking: {SCRATCH}, seed {seed}") as progress:
+            assessment.rank(SCRATCH, _same(scorer), seed, progress=progress)
     first, *others = settings.seeds
     for trained in learned.trained:
         lists = rank(trained, first)
@@ -275,6 +289,11 @@ def measure(
     }
     assessment.take(RELEASED, Lists(now), digest(learned.subject.fingerprint, sorted(lives)))
     return assessment
+
+
+def _same(scorer: Scorer) -> ScorerOf:
+    """Of every segment."""
+    return lambda segment: scorer
 
 
 def _kept(settings: RunSettings, folder: RunFolder) -> Kept:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import json
+import math
 import shutil
 import subprocess
 import time
@@ -25,6 +26,7 @@ from reclora.splits import WINDOWS, SplitConfig
 from reclora.training import TrainingConfig
 
 from .base_settings import BaseSettings
+from .figures import FIGURES
 from .settings import resolved
 
 
@@ -65,8 +67,19 @@ class LogSettings:
 
 
 FULL_FINE_TUNE: Final = "full fine-tune"
+SEGMENT_FULL: Final = "segment full fine-tune"
 NO_PARENT: Final = "no parent"
-Compared = Literal["full fine-tune", "no parent"]
+EACH_KIND: Final = "each kind"
+RESIDUAL: Final = "residual"
+FROM_SCRATCH: Final = "from scratch"
+Compared = Literal[
+    "full fine-tune",
+    "segment full fine-tune",
+    "no parent",
+    "each kind",
+    "residual",
+    "from scratch",
+]
 
 
 @dataclass(frozen=True)
@@ -76,8 +89,8 @@ class Search:
     It takes the place of what [training] says of them; an empty list leaves that as it is.
     """
 
-    rows_lr: tuple[float, ...] = (0.01, 0.02, 0.05, 0.1)
-    bias_lr: tuple[float, ...] = (0.01, 0.05)
+    rows_lr: tuple[float, ...] = (0.005, 0.02, 0.05)
+    bias_lr: tuple[float, ...] = (0.03, 0.1, 0.3)
     l2: tuple[float, ...] = (0.05,)
     shrinkage: tuple[float, ...] = ()
 
@@ -97,13 +110,19 @@ class RunSettings:
     base: BaseSettings = BaseSettings()
     adapter: AdapterConfig = AdapterConfig()
     """Of the pooled adapter, and the most that a segment's own adapter may have."""
-    parent: Literal["pooled", "none"] = "pooled"
+    parent: Literal["pooled", "none", "auto"] = "pooled"
     """What a segment's adapter changes: the `pooled` adapter (trained on all segments, then
-    frozen), which also serves the segments whose own adapter does not help; or the base alone."""
+    frozen), which also serves the segments whose own adapter does not help; the base alone; or
+    `auto`, whichever of the two validation likes better."""
     kinds: Literal["auto", "given"] = "auto"
     """Which deltas a segment's own adapter has: `auto` picks by how much data segments have, judged
-    on validation (see `reclora.ladder`), where they have a parent; `given`: all that [adapter]
-    says, for every segment."""
+    on validation (see `reclora.ladder`); `given`: all that [adapter] says, for every segment."""
+    history: Literal["window", "all"] = "window"
+    """What adapters train on: the adapt `window`, or `all` before validation, for segments whose
+    window says little; then give a half-life, or the window drowns in what was before."""
+    half_life: float = 0.0
+    """Days after which an interaction counts for half in training adapters, from the last moment
+    before validation; 0: all count alike."""
     training: TrainingConfig = TrainingConfig()
     search: Search = Search()
     unknown: Literal["drop", "grow"] = "drop"
@@ -115,8 +134,11 @@ class RunSettings:
     """What segments train from: `fresh`, or their adapters in the `current` release, on the parent
     that most of those stand on; a segment without an adapter on that parent is fresh."""
     compared: tuple[Compared, ...] = (FULL_FINE_TUNE, NO_PARENT)
-    """What else is trained to compare with: a pooled full fine-tune with its pooled adapter, and
-    per-segment adapters without a parent. A nightly pass needs none of them."""
+    """What else is trained to compare with: `full fine-tune`, pooled, with its pooled adapter;
+    `segment full fine-tune`, each segment alone; per-segment adapters with `no parent`; those of
+    `each kind`, without a parent; the `residual` on the pooled adapter with all that [adapter]
+    says; and a base retrained `from scratch` on all before validation. A nightly pass needs none.
+    """
     gate: GateConfig = GateConfig()
     """What a segment's adapter must show on validation to go live."""
     workers: int = 1
@@ -146,6 +168,8 @@ class RunSettings:
         for name in ("threads", "workers", "chunk_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.half_life < math.inf:
+            raise ValueError(f"half_life must be 0 (none) or positive, got {self.half_life}")
         if self.workers > 1 and self.threads > 1:
             raise ValueError("several workers have one thread each: set threads = 1")
         if len(set(self.compared)) < len(self.compared):
@@ -280,6 +304,10 @@ class RunFolder:
     @property
     def report(self) -> Path:
         return self.path / "report.html"
+
+    @property
+    def figures(self) -> Path:
+        return self.path / FIGURES
 
     @property
     def decisions(self) -> Path:

@@ -23,7 +23,7 @@ from reclora.interactions import IdMap, Interactions
 from reclora.recency import faded
 from reclora.splits import SplitBy, cut
 from reclora.tower import Tower
-from reclora.training import train
+from reclora.training import Training, train
 
 from .base_settings import BaseSettings
 from .held_out import hold_out_some
@@ -42,6 +42,7 @@ class Pretrained:
         epochs: of the factorisation.
         tower_epochs: 0 where there is no tower, or none that helped.
         tried: what the search tried: its values, epochs, value (on validation), chosen.
+        seconds: CPU time of the last training, that on the whole window.
     """
 
     base: BaseModel
@@ -49,50 +50,57 @@ class Pretrained:
     epochs: int
     tower_epochs: int
     tried: pd.DataFrame
+    seconds: float
 
 
-def train_base(window: Interactions, settings: BaseSettings, by: SplitBy) -> Pretrained:
+def train_base(
+    window: Interactions, settings: BaseSettings, by: SplitBy, *, own_ids: bool = True
+) -> Pretrained:
     """A base model trained on a window of the log.
 
     Args:
         by: how the last tenth is cut off, which chooses.
+        own_ids: the base knows the users and items of the window; else those of its id maps.
 
     Raises:
         ValueError: nobody has anything new in the last tenth.
         FactorisationError: the numbers are not finite.
     """
-    known = window.pooled().onto(
-        IdMap.of(window.users.ids_of(np.unique(window.user_rows))),
-        IdMap.of(window.items.ids_of(np.unique(window.item_rows))),
-    )[0]
+    known = window.pooled()
+    if own_ids:
+        users = IdMap.of(window.users.ids_of(np.unique(window.user_rows)))
+        items = IdMap.of(window.items.ids_of(np.unique(window.item_rows)))
+        known, _ = known.onto(users, items)
     earlier, later = cut(known, (0.9, 0.1), by)
     held_out = hold_out_some("the last tenth of the pretrain window", later, earlier, JUDGED_BY)
     tried = [_try(earlier, each, held_out) for each in _counted(settings.grid())]
     best = max(tried, key=lambda t: t.value)
     chosen = best.settings
     with step(f"pretraining: {best.epochs} epochs") as progress:
-        base = factorise(
+        made = factorise(
             faded(known, chosen.half_life),
             chosen.factorisation,
             seed=chosen.seed,
             epochs=best.epochs,
             progress=progress,
-        ).base
-    tower_epochs = 0
+        )
+    base, seconds, tower_epochs = made.base, made.seconds, 0
     if chosen.hidden:
         with step("pretraining: choosing the tower's epochs"):
-            _, tower_epochs = _with_tower(best.base, earlier, chosen, RankingJudge(held_out))
+            _, training = _with_tower(best.base, earlier, chosen, RankingJudge(held_out))
+            tower_epochs = training.best_epoch["pooled"]
         if tower_epochs == 0:
             print("pretraining: a tower did not help; there is none", file=sys.stderr)
         else:
             once = replace(chosen.tower, epochs=tower_epochs)
             with step(f"pretraining: the tower, {tower_epochs} epochs"):
-                base, _ = _with_tower(base, known, replace(chosen, tower=once), None)
+                base, training = _with_tower(base, known, replace(chosen, tower=once), None)
+            seconds += training.seconds
     rows = [
         t.settings.searched | {"epochs": t.epochs, "value": t.value, "chosen": t is best}
         for t in tried
     ]
-    return Pretrained(base, chosen, best.epochs, tower_epochs, pd.DataFrame(rows))
+    return Pretrained(base, chosen, best.epochs, tower_epochs, pd.DataFrame(rows), seconds)
 
 
 @dataclass(frozen=True)
@@ -130,8 +138,8 @@ def _try(earlier: Interactions, each: tuple[str, BaseSettings], held_out: HeldOu
 
 def _with_tower(
     base: BaseModel, log: Interactions, settings: BaseSettings, judge: RankingJudge | None
-) -> tuple[BaseModel, int]:
-    """The base with a tower trained on its tables as they are, and the epoch that was kept."""
+) -> tuple[BaseModel, Training]:
+    """The base with a tower trained on its tables as they are."""
     generator = torch.Generator().manual_seed(settings.seed)
     start = BaseModel.of(
         base.users,
@@ -143,4 +151,4 @@ def _with_tower(
     )
     bank = AdapterBank.for_log(start, log, TOWER_ALONE, settings.seed)
     training = train(bank, log, settings.tower, judge=judge, seed=settings.seed)
-    return bank.merged("pooled"), training.best_epoch["pooled"]
+    return bank.merged("pooled"), training

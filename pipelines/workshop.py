@@ -194,6 +194,7 @@ def _joined(trainings: Sequence[Training], given_up: Mapping[str, str]) -> Train
         best,
         sum(training.steps for training in trainings),
         quarantined,
+        sum(training.seconds for training in trainings),
     )
 
 

@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reclora.counted import U64, mix, segment_seed
+from reclora.counted import U64, mix, segment_seed, step_streams
 from reclora.interactions import Interactions
+from reclora.negatives import Sampler
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class Batch:
 
     `weight_GB`: a row's weight over the mean weight of its segment, so that it counts against the
     segment's other rows and not only those of its step; 0 where there is no row.
-    `negative_GJ`: item rows drawn uniformly from the catalogue, common to a segment's rows of this
-    step.
+    `negative_GJ`: item rows drawn for each segment, common to its rows of this step;
+    `log_chance_GJ`: what a softmax takes off their scores (see `reclora.negatives`).
     `streams_G`: a random number of each segment for whatever else is drawn in this step.
     """
 
@@ -37,6 +38,7 @@ class Batch:
     weight_GB: Tensor
     rows_G: Tensor
     negative_GJ: Tensor
+    log_chance_GJ: Tensor
     streams_G: U64
 
 
@@ -58,20 +60,6 @@ def epoch_order(log: Interactions, seeds_S: U64, epoch: int) -> NDArray[np.int64
     return np.argsort((segments << np.uint64(40)) | (keys >> np.uint64(24)), kind="stable")
 
 
-def step_streams(seeds_G: U64, epoch: int, step: int) -> U64:
-    """A random number of each segment for one step of one epoch."""
-    return mix(mix(seeds_G ^ np.uint64(0x5DEECE66D)) + np.uint64(epoch << 32 | step))
-
-
-def draw_negatives(
-    seeds_G: U64, epoch: int, step: int, shape: tuple[int, int], num_items: int
-) -> Tensor:
-    """Item rows uniform over 0 .. num_items - 1, shape (G, J)."""
-    streams_G = step_streams(seeds_G, epoch, step)
-    numbers = mix(streams_G[:, None] ^ np.arange(shape[1], dtype=np.uint64)[None, :])
-    return torch.from_numpy((numbers % np.uint64(num_items)).astype(np.int64))
-
-
 def segment_weights(log: Interactions) -> NDArray[np.float64]:
     """The weight of each segment's rows together; 0 where nothing can train or judge."""
     return np.bincount(log.segment_rows, log.weights, log.num_segments).astype(np.float64)
@@ -90,7 +78,7 @@ def stratified_batches(
     seeds_S: U64,
     epoch: int,
     batch_rows: int,
-    num_negatives: int,
+    sampler: Sampler,
     segments_per_step: int,
     first_step: int = 0,
 ) -> Iterator[Batch]:
@@ -101,7 +89,7 @@ def stratified_batches(
     Args:
         active: segment codes that take part.
         batch_rows: B, rows of each segment in a step.
-        num_negatives: J, negatives of each segment in a step.
+        sampler: draws the negatives of each segment in a step.
         segments_per_step: the most segments in a step (memory follows it; results do not).
         first_step: how many of the epoch's steps are left out: they have been taken.
     """
@@ -129,8 +117,6 @@ def stratified_batches(
                 torch.from_numpy(log.item_rows[rows]),
                 torch.from_numpy(weights),
                 torch.from_numpy(inside.sum(1)),
-                draw_negatives(
-                    seeds_S[now], epoch, step, (len(now), num_negatives), len(log.items)
-                ),
+                *sampler.draw(now, seeds_S[now], epoch, step),
                 mix(step_streams(seeds_S[now], epoch, step)),
             )

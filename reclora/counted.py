@@ -32,3 +32,8 @@ def mix(counters: U64) -> U64:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
+
+
+def step_streams(seeds_G: U64, epoch: int, step: int) -> U64:
+    """A random number of each segment for one step of one epoch."""
+    return mix(mix(seeds_G ^ np.uint64(0x5DEECE66D)) + np.uint64(epoch << 32 | step))

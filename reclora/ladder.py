@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from reclora.configs import LADDER, AdapterConfig, table_kinds
 
-PARENT = "parent"
+PARENT, TOP = "parent", "top"
 """The rung without a delta: the segment is served by its parent."""
 MIN_USERS = 30
 """A size with fewer users to judge by is judged together with its neighbour."""
@@ -50,7 +50,7 @@ def rungs(top: AdapterConfig) -> dict[str, AdapterConfig]:
         "bias": bias,
         "map": tables("map"),
         "basis": tables("basis"),
-        "top": top,
+        TOP: top,
     }
     first = {config: name for name, config in reversed(ladder.items())}
     return {name: config for name, config in ladder.items() if first[config] == name}

@@ -12,6 +12,7 @@ alone gives.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -30,6 +31,7 @@ from reclora.deltas import RowDropout
 from reclora.early_stopping import EarlyStopping, Judge
 from reclora.interactions import Interactions
 from reclora.losses import LOSSES
+from reclora.negatives import Sampler
 from reclora.optim import RowwiseAdagrad
 from reclora.tower import all_scores, paired_scores
 
@@ -63,7 +65,8 @@ class TrainingConfig:
     batch_rows: int = 64
     """Rows of each segment in a step; at least 1."""
     num_negatives: int = 64
-    """Negatives of each segment in a step, common to its rows; at least 1."""
+    """Negatives of each segment in a step, common to its rows (see `reclora.negatives`); at least
+    1."""
     rows_lr: float = 0.05
     """Learning rate of the tables' factors; positive."""
     bias_lr: float = 0.05
@@ -113,12 +116,14 @@ class Training:
         steps: optimizer steps taken.
         quarantined: segment -> why. What had become of it was not finite; its numbers are zero now,
             which changes nothing.
+        seconds: CPU time of the steps, without the judge's.
     """
 
     curves: pd.DataFrame
     best_epoch: dict[str, int]
     steps: int
     quarantined: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 def train(
@@ -190,12 +195,14 @@ class _Course:
         groups: list[dict[str, object]],
     ) -> None:
         self._bank, self._log, self._config = bank, log, config
+        self._sampler = _sampler(log, config)
         self._keeper = EarlyStopping(bank, log, config.patience)
         self._optimizer = RowwiseAdagrad(groups, lr=config.rows_lr) if groups else None
         self._losses = _SegmentMeans(log.num_segments)
         self._has_begun = self.is_done = False
         self._epoch, self._step, self._steps = 1, 0, 0
         """The epoch under way, the steps taken in it, and in all."""
+        self._seconds = 0.0
         self._spoilt: dict[int, str] = {}
         """Segment -> why it is quarantined."""
 
@@ -213,7 +220,9 @@ class _Course:
             self._begin(judge)
         while self._epoch <= config.epochs and keeper.active.any() and not self.is_done:
             active = np.flatnonzero(keeper.active)
-            batches = _batches(self._log, active, config, seeds_S, self._epoch, self._step)
+            batches = _batches(
+                self._log, active, config, self._sampler, seeds_S, self._epoch, self._step
+            )
             for batch in batches:
                 self._take_step(batch, penalty_S)
                 keep()
@@ -240,6 +249,7 @@ class _Course:
 
     def _take_step(self, batch: Batch, penalty_S: Tensor) -> None:
         assert self._optimizer is not None, "a segment trains only if it has a delta"
+        began = time.process_time()
         self._optimizer.zero_grad(set_to_none=True)
         drops = _drops(self._config, batch)
         loss_G, objective_G = _losses(self._bank, batch, self._config, drops, penalty_S)
@@ -251,6 +261,7 @@ class _Course:
             wrong_G = ~torch.isfinite(loss_G.detach())
             if bool(wrong_G.any()):
                 self._note(batch.segments_G[wrong_G].tolist())
+            self._seconds += time.process_time() - began
 
     def _note(self, segments: list[int]) -> None:
         """Note which segments' losses are not finite, where first, and by which tensor."""
@@ -315,6 +326,7 @@ class _Course:
             self._keeper.best_epochs(),
             self._steps,
             {names[code]: why for code, why in sorted(self._spoilt.items())},
+            self._seconds,
         )
 
     # To the disk and back.
@@ -334,6 +346,7 @@ class _Course:
             "epoch": self._epoch,
             "step": self._step,
             "steps": self._steps,
+            "seconds": self._seconds,
             "spoilt": {str(code): why for code, why in self._spoilt.items()},
         }
         with undisturbed():
@@ -355,6 +368,7 @@ class _Course:
         self._keeper.restore_state(_named(tensors, "keeper."))
         self._has_begun, self.is_done = facts["has_begun"], facts["is_done"]
         self._epoch, self._step, self._steps = facts["epoch"], facts["step"], facts["steps"]
+        self._seconds = facts["seconds"]
         self._spoilt = {int(code): why for code, why in facts["spoilt"].items()}
 
     def _numbers(self) -> Iterator[tuple[str, Tensor]]:
@@ -402,7 +416,8 @@ def _losses(
     p_GBD, n_GJD = item_GKD.split(sizes, 1)
     positive_bias_GB, negative_bias_GJ = bank.biases(item_GK, segments_G).split(sizes, 1)
     positive_GB = (u_GBD * p_GBD).sum(-1) + positive_bias_GB
-    negative_GBJ = u_GBD @ n_GJD.transpose(1, 2) + negative_bias_GJ.unsqueeze(1)
+    offset_GJ = negative_bias_GJ - batch.log_chance_GJ
+    negative_GBJ = u_GBD @ n_GJD.transpose(1, 2) + offset_GJ.unsqueeze(1)
     layers = bank.layers(segments_G)
     if layers:
         positive_GB = positive_GB + paired_scores(layers, u_GBD, p_GBD)
@@ -434,6 +449,7 @@ class HeldOutLoss:
 
     def __init__(self, validation: Interactions, config: TrainingConfig, seed: int = 0) -> None:
         self._log, self._config, self._seeds_S = validation, config, segment_seeds(seed, validation)
+        self._sampler = _sampler(validation, config)
 
     @torch.no_grad()
     def __call__(self, bank: AdapterBank, segments: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -441,7 +457,9 @@ class HeldOutLoss:
         _check_log(bank, self._log)
         losses = _SegmentMeans(self._log.num_segments)
         config, seeds_S = self._config, self._seeds_S
-        for batch in _batches(self._log, segments, config, seeds_S, VALIDATION_EPOCH):
+        for batch in _batches(
+            self._log, segments, config, self._sampler, seeds_S, VALIDATION_EPOCH
+        ):
             losses.add(batch, _losses(bank, batch, config)[0])
         return -losses.means()[segments]
 
@@ -474,10 +492,15 @@ class _SegmentMeans:
         self._weights_S = state["weights"].numpy().copy()
 
 
+def _sampler(log: Interactions, config: TrainingConfig) -> Sampler:
+    return Sampler(log, config.num_negatives, by_popularity=config.loss == "softmax")
+
+
 def _batches(
     log: Interactions,
     segments: NDArray[np.int64],
     config: TrainingConfig,
+    sampler: Sampler,
     seeds_S: U64,
     epoch: int,
     first: int = 0,
@@ -488,7 +511,7 @@ def _batches(
         seeds_S=seeds_S,
         epoch=epoch,
         batch_rows=config.batch_rows,
-        num_negatives=config.num_negatives,
+        sampler=sampler,
         segments_per_step=max(1, config.step_rows // config.batch_rows),
         first_step=first,
     )

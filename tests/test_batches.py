@@ -1,4 +1,4 @@
-"""Batches are a function of seed, segment, epoch and place alone; negatives are uniform."""
+"""Batches are a function of seed, segment, epoch and place alone."""
 
 import numpy as np
 import pytest
@@ -7,14 +7,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import chisquare
 
-from reclora.batches import (
-    draw_negatives,
-    epoch_order,
-    segment_seeds,
-    stratified_batches,
-)
+from reclora.batches import epoch_order, segment_seeds, stratified_batches
 from reclora.counted import segment_seed
 from reclora.interactions import Interactions
+from reclora.negatives import Sampler
 from tests.small_worlds import SIZES, make_base, make_log
 
 BASE = make_base()
@@ -42,7 +38,7 @@ def triples(
         seeds_S=segment_seeds(3, log),
         epoch=2,
         batch_rows=4,
-        num_negatives=num_negatives,
+        sampler=Sampler(log, num_negatives, by_popularity=True),
         segments_per_step=per_step,
     ):
         assert len(batch.segments_G) <= per_step
@@ -55,6 +51,7 @@ def triples(
                     batch.item_GB[g][inside].tolist(),
                     batch.weight_GB[g][inside].tolist(),
                     batch.negative_GJ[g].tolist(),
+                    batch.log_chance_GJ[g].tolist(),
                     int(batch.streams_G[g]),
                 )
             )
@@ -94,41 +91,6 @@ def test_the_first_row_of_an_epoch_is_uniform() -> None:
 
 def test_a_logs_seeds_are_those_of_its_segments() -> None:
     assert segment_seeds(7, make_log(BASE)).tolist() == [segment_seed(7, name) for name in SIZES]
-
-
-@pytest.mark.parametrize("num_items", [7, 1000])
-def test_negatives_are_uniform_and_independent(num_items: int) -> None:
-    """Single draws are uniform, and so is the difference of each draw and a neighbour."""
-    seeds = np.array([segment_seed(0, "a"), segment_seed(0, "b")], dtype=np.uint64)
-    drawn_TGJ = np.stack(
-        [
-            draw_negatives(seeds, epoch, step, (2, 64), num_items).numpy()
-            for epoch in (1, 2)
-            for step in range(200)
-        ]
-    )
-    for uniform in (
-        drawn_TGJ,
-        drawn_TGJ[:, 0],
-        drawn_TGJ[:, :, :8],
-        drawn_TGJ[1:] - drawn_TGJ[:-1],
-        drawn_TGJ[200:] - drawn_TGJ[:200],
-        drawn_TGJ[:, 1] - drawn_TGJ[:, 0],
-        drawn_TGJ[:, :, 1:] - drawn_TGJ[:, :, :-1],
-    ):
-        counts = np.bincount(uniform.ravel() % num_items, minlength=num_items)
-        assert chisquare(counts).pvalue > 1e-3
-
-
-def test_steps_epochs_and_segments_draw_new_negatives() -> None:
-    """Of so many items no two draws of 64 x 64 x 2 x 2 should be the same (one in 500 seeds)."""
-    seeds = np.array([segment_seed(0, "a"), segment_seed(0, "b")], dtype=np.uint64)
-    drawn = [
-        draw_negatives(seeds, epoch, step, (2, 64), 2**36).numpy()
-        for epoch in (1, 2)
-        for step in range(64)
-    ]
-    assert len(np.unique(drawn)) == 2 * 64 * 2 * 64
 
 
 @given(sizes, st.integers(1, 7))
@@ -176,7 +138,7 @@ def test_each_step_of_each_segment_has_a_stream_of_its_own() -> None:
             seeds_S=segment_seeds(seed, log),
             epoch=epoch,
             batch_rows=4,
-            num_negatives=1,
+            sampler=Sampler(log, 1, by_popularity=True),
             segments_per_step=2,
         )
         for stream in batch.streams_G
@@ -188,4 +150,4 @@ def test_each_step_of_each_segment_has_a_stream_of_its_own() -> None:
 def test_more_negatives_than_items_is_no_error() -> None:
     seen = triples(make_log(BASE, {"a": 3}), np.array([0]), 1, num_negatives=200)
     negatives = seen["a"][0][3]
-    assert set(negatives) == set(range(30))  # type: ignore[call-overload]
+    assert len(set(negatives)) > 25  # type: ignore[call-overload]

@@ -45,18 +45,22 @@ def test_the_demo_of_ones_own_files(tmp_path: Path) -> None:
     words = ["--data", data, "--folder", folder, "--segment-by", "gender", *SETTINGS]
     done = reclora("demo", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    (run,) = folder.glob("demo-gender-*")
+    (run,) = folder.glob("movielens-gender-*")
     assert {path.name for path in folder.iterdir()} == {"demo", run.name}
     assert {path.name for path in tmp_path.iterdir()} == {data.name, folder.name}
     results = read_parquet(run / "results.parquet").to_pandas()
     assert set(results["segment"]) == {"F", "M"} and results["user_id"].between(1, 120).all()
     about = json.loads((run / "run.json").read_text())
     assert about["settings"]["split"]["by"] == "user_time"
-    assert about["settings"]["repeat"].startswith("reclora demo --segment-by gender --folder ")
+    assert about["settings"]["repeat"].startswith(
+        "reclora demo movielens --segment-by gender --folder "
+    )
     assert "--set 'seeds=[0]'" in about["settings"]["repeat"]
     assert str(run / "report.html") in done.stdout
     following = done.stdout.splitlines()[-1]
-    assert following.startswith("next      reclora demo --segment-by occupation --folder ")
+    assert following.startswith(
+        "next      reclora demo movielens --segment-by occupation --folder "
+    )
 
 
 def test_a_folder_without_data_and_an_unknown_segmentation_are_named(tmp_path: Path) -> None:
@@ -78,7 +82,7 @@ def test_the_demo_of_the_real_data(ml_100k: Path, tmp_path: Path) -> None:  # no
     done = reclora("demo", *settings, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.search(r"NDCG|ndcg@10 on test, \d+ users", done.stdout)
-    (run,) = (tmp_path / "runs").glob("demo-age_group-*")
+    (run,) = (tmp_path / "runs").glob("movielens-age_group-*")
     compared = read_parquet(run / "comparison.parquet").to_pandas()
     headline = compared[
         (compared["scope"] == "all")

@@ -24,7 +24,17 @@ FLOORS = (
         "metrics",
         "optim",
     ),
-    ("tables", "tower", "scoring", "base", "batches", "splits", "popularity", "recency"),
+    (
+        "tables",
+        "tower",
+        "scoring",
+        "base",
+        "batches",
+        "negatives",
+        "splits",
+        "popularity",
+        "recency",
+    ),
     ("configs", "adapters", "stacks", "bank", "ladder", "modules", "arithmetic", "peft"),
     (
         "factorisation",

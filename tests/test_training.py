@@ -17,11 +17,12 @@ from torch import Tensor
 
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
-from reclora.batches import segment_seeds, stratified_batches
+from reclora.batches import Batch, segment_seeds, stratified_batches
 from reclora.configs import FULL, AdapterConfig
 from reclora.datasets.planted import PlantedConfig, PlantedWorld, plant
 from reclora.evaluation import EvaluationConfig, evaluate, hold_out
 from reclora.interactions import IdMap, Interactions
+from reclora.negatives import Sampler
 from reclora.optim import RowwiseAdagrad
 from reclora.training import HeldOutLoss, Training, TrainingConfig, TrainingError, _losses, train
 from tests import reference
@@ -341,6 +342,12 @@ def test_recovery_of_what_an_adapter_of_the_kind_planted(config: AdapterConfig) 
 # What a step is, and when training stops.
 
 
+def corrected(batch: Batch, g: int) -> list[tuple[int, float]]:
+    """The negatives of a segment, each with what is taken off its score."""
+    rows_J, chance_J = batch.negative_GJ[g].tolist(), batch.log_chance_GJ[g].tolist()
+    return list(zip(rows_J, chance_J, strict=True))
+
+
 @pytest.mark.parametrize("loss", ["softmax", "bpr"])
 def test_the_first_losses_equal_plain_loops(loss: str) -> None:
     """Before training: the base's own loss on validation rows, weighted, masked, by the formula."""
@@ -360,17 +367,17 @@ def test_the_first_losses_equal_plain_loops(loss: str) -> None:
             seeds_S=segment_seeds(4, held_out),
             epoch=1 << 20,
             batch_rows=4,
-            num_negatives=6,
+            sampler=Sampler(held_out, 6, by_popularity=loss == "softmax"),
             segments_per_step=1,
         ):
-            negatives = batch.negative_GJ[0].tolist()
+            negatives = corrected(batch, 0)
             for user, item, weight in zip(
                 batch.user_GB[0].tolist(),
                 batch.item_GB[0].tolist(),
                 batch.weight_GB[0].tolist(),
                 strict=True,
             ):
-                others = [scores[user][j] if j != item else -1e9 for j in negatives]
+                others = [scores[user][j] - c if j != item else -1e9 for j, c in negatives]
                 total += weight * formula(scores[user][item], others)
                 weights += weight
         found = curves[(curves["segment"] == name) & (curves["epoch"] == 0)]
@@ -390,7 +397,8 @@ def test_a_steps_loss_and_penalty_equal_plain_loops(kind: str, below: str | None
     frozen = base if parent is None else AdapterBank.of(base, [parent]).merged("a")
     config = TrainingConfig(batch_rows=4, num_negatives=6)
     seeds_S, penalty_S = segment_seeds(0, log), torch.tensor([0.5, 3.0])
-    kwargs = {"epoch": 1, "batch_rows": 4, "num_negatives": 6, "segments_per_step": 2}
+    sampler = Sampler(log, 6, by_popularity=True)
+    kwargs = {"epoch": 1, "batch_rows": 4, "sampler": sampler, "segments_per_step": 2}
     for batch in stratified_batches(log, np.arange(2), seeds_S=seeds_S, **kwargs):
         losses, objectives = _losses(bank, batch, config, penalty_S=penalty_S)
         for g, code in enumerate(batch.segments_G.tolist()):
@@ -402,14 +410,14 @@ def test_a_steps_loss_and_penalty_equal_plain_loops(kind: str, below: str | None
                 return reference.squared_distance(ours, theirs)
 
             loss = penalty = 0.0
-            negatives = batch.negative_GJ[g].tolist()
+            negatives = corrected(batch, g)
             for b in range(int(batch.rows_G[g])):
                 user, item = int(batch.user_GB[g, b]), int(batch.item_GB[g, b])
                 share = float(batch.weight_GB[g, b]) / int(batch.rows_G[g])
-                others = [scores[user][j] if j != item else -1e9 for j in negatives]
+                others = [scores[user][j] - c if j != item else -1e9 for j, c in negatives]
                 loss += share * reference.softmax_loss(scores[user][item], others)
                 penalty += share * (change("user_table", user) + change("item_table", item))
-            for item in negatives:
+            for item, _ in negatives:
                 penalty += change("item_table", item) / len(negatives)
             assert losses[g].item() == pytest.approx(loss, rel=1e-4)
             objective = loss + float(penalty_S[code]) * penalty
@@ -493,7 +501,8 @@ def test_a_segment_without_a_delta_of_its_own_trains_nothing() -> None:
 
 
 def test_a_row_of_weight_two_counts_as_two_rows() -> None:
-    config = replace(SHORT, batch_rows=8, epochs=3, l2=0.0)
+    # Draws by popularity count rows; uniform ones see none.
+    config = replace(SHORT, loss="bpr", batch_rows=8, epochs=3, l2=0.0)
     parts = {"user_rows": [3, 4, 5], "item_rows": [1, 2, 3], "timestamps": [0, 1, 2]}
 
     def log(places: Sequence[int], weights: list[float] | None) -> Interactions:
@@ -530,7 +539,8 @@ def test_a_weight_counts_against_the_whole_segment_and_not_its_step() -> None:
     )
     config = replace(SHORT, batch_rows=1)
     bank = AdapterBank.for_log(BASE, log, KINDS["rows"])
-    kwargs = {"epoch": 1, "batch_rows": 1, "num_negatives": 5, "segments_per_step": 1}
+    sampler = Sampler(log, 5, by_popularity=True)
+    kwargs = {"epoch": 1, "batch_rows": 1, "sampler": sampler, "segments_per_step": 1}
     seeds_S = segment_seeds(0, log)
     found = {}
     for rows in (log, replace(log, weights=None)):

@@ -1,0 +1,72 @@
+"""What each model of a run costs: the numbers that it stores, the seconds of its training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+
+from reclora.base import BaseModel
+from reclora.interactions import Interactions
+
+from .contenders import POOLED, SUBJECT, Trained
+from .figures import Effort
+from .inputs import Inputs
+from .learning import Learned
+from .run import RunSettings
+from .scratch import SCRATCH, Retrained
+from .yardstick import BASE, POPULARITY_ALL, POPULARITY_RECENT
+
+
+def efforts_of(
+    settings: RunSettings, inputs: Inputs, learned: Learned, scratch: Retrained | None
+) -> dict[str, Effort]:
+    """Model -> its effort, what needs least first.
+
+    A popularity stores a count for every (segment, item). What stands on a parent has the parent's
+    numbers and seconds as well.
+
+    Args:
+        scratch: of the first seed, where there is one.
+    """
+    windows, nothing = inputs.windows, float("nan")
+    efforts = {
+        POPULARITY_ALL: Effort(1, _pairs(windows.before_test), nothing),
+        POPULARITY_RECENT: Effort(1, _pairs(windows.train), nothing),
+        BASE: Effort(1, _size(inputs.base), _seconds_of_base(settings)),
+    }
+    seeds = len(settings.seeds)
+    if scratch is not None:
+        efforts[SCRATCH] = Effort(seeds, _size(scratch.base), scratch.seconds)
+    pooled = [t.training.seconds for t in learned.trained if t.contender.model == POOLED]
+    for trained in learned.trained:
+        below = sum(pooled) if trained.parent is not None else 0.0
+        seconds = trained.training.seconds + below
+        efforts[trained.contender.model] = Effort(seeds, numbers_of(trained), seconds)
+    efforts[SUBJECT] = efforts.pop(SUBJECT)
+    return efforts
+
+
+def numbers_of(trained: Trained) -> int:
+    """Those of the segments whose own adapter helped, and once those of what they stand on."""
+    own = sum(trained.bank.adapter(name).num_numbers for name in trained.helped)
+    return own + (0 if trained.parent is None else trained.parent.num_numbers)
+
+
+def _pairs(log: Interactions) -> int:
+    return len(np.unique(log.segment_rows * len(log.items) + log.item_rows))
+
+
+def _size(base: BaseModel) -> int:
+    tables = base.user_table, base.item_table, base.item_bias
+    towers = [] if base.tower is None else [*base.tower.weights, *base.tower.biases]
+    own = sum(table.num_own_rows * table.embedding_dim for table in tables)
+    return own + sum(weights.numel() for weights in towers)
+
+
+def _seconds_of_base(settings: RunSettings) -> float:
+    """NaN where it was not pretrained here."""
+    folder = settings.base.saved or settings.base_folder
+    about: Mapping[str, float] = json.loads((folder / "base.json").read_text())["provenance"]
+    return about.get("seconds", float("nan"))

@@ -1,0 +1,74 @@
+"""This file is which items a segment's positives compete with: some, drawn by counting.
+
+J items are drawn with replacement for each segment and step, common to its rows,
+
+    q_i = (n_si / n_s + 1 / N) / 2        half by share of the segment's n_s rows, half uniformly
+
+and a softmax corrects each by its chance: s_j - log(J q_j), so that the sum over the J is expected
+to be the sum over the catalogue. What is popular in a segment competes most there, and few of J
+uniform draws would be it. BPR, which compares pair by pair, draws uniformly.
+
+Source: Bengio and Senecal, "Adaptive Importance Sampling to Accelerate Training of a Neural
+Probabilistic Language Model", IEEE Transactions on Neural Networks 2008, section III.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reclora.counted import U64, mix, step_streams
+from reclora.interactions import Interactions
+
+
+class Sampler:
+    """Draws the negatives of each segment and step.
+
+    Args:
+        log: whose segments.
+        num_negatives: J.
+        by_popularity: half of them by their popularity in the segment; else all uniformly.
+    """
+
+    def __init__(self, log: Interactions, num_negatives: int, by_popularity: bool) -> None:
+        self._offsets, self._items, self._num_items = log.offsets, log.item_rows, len(log.items)
+        self._num_negatives, self._by_popularity = num_negatives, by_popularity
+        if by_popularity:
+            keys = log.segment_rows * self._num_items + log.item_rows
+            self._keys, self._counts = np.unique(keys, return_counts=True)
+
+    def draw(
+        self, segments_G: NDArray[np.int64], seeds_G: U64, epoch: int, step: int
+    ) -> tuple[Tensor, Tensor]:
+        """Item rows, and the logarithm of J times their chance; both of shape (G, J).
+
+        Of uniform draws the second is zero: theirs is one constant, which no comparison sees.
+
+        Args:
+            segments_G: codes of segments that have rows.
+        """
+        streams_G1 = step_streams(seeds_G, epoch, step)[:, None]
+        numbers_GJ = mix(streams_G1 ^ np.arange(self._num_negatives, dtype=np.uint64)[None, :])
+        uniform_GJ = (numbers_GJ % np.uint64(self._num_items)).astype(np.int64)
+        if not self._by_popularity:
+            return torch.from_numpy(uniform_GJ), torch.zeros(uniform_GJ.shape)
+        begins_G1 = self._offsets[segments_G][:, None]
+        sizes_G1 = self._offsets[segments_G + 1][:, None] - begins_G1
+        places_GJ = begins_G1 + (numbers_GJ % sizes_G1.astype(np.uint64)).astype(np.int64)
+        is_uniform_J = np.arange(self._num_negatives) % 2 == 1
+        rows_GJ = np.where(is_uniform_J, uniform_GJ, self._items[places_GJ])
+        popular_GJ = self._counts_of(segments_G, rows_GJ) / sizes_G1
+        chances_GJ = (popular_GJ + 1 / self._num_items) / 2
+        log_GJ = np.log(self._num_negatives * chances_GJ)
+        return torch.from_numpy(rows_GJ), torch.from_numpy(log_GJ.astype(np.float32))
+
+    def _counts_of(
+        self, segments_G: NDArray[np.int64], rows_GJ: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """How often each item is in its segment."""
+        keys_GJ = segments_G[:, None] * self._num_items + rows_GJ
+        at_GJ = np.searchsorted(self._keys, keys_GJ)
+        at_GJ[at_GJ == len(self._keys)] = 0
+        return np.where(self._keys[at_GJ] == keys_GJ, self._counts[at_GJ], 0)
