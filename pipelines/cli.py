@@ -91,11 +91,15 @@ def demo(
     if segment_by and log != "movielens":
         raise typer.BadParameter(f"--segment-by is for movielens; {log} has segments of its own")
     places = ["--folder", folder, *(["--data", data] if data else [])]
-    if log == "gowalla":
-        raise typer.BadParameter("gowalla comes next")
     by = segment_by or "age_group"
     words = [log, *(["--segment-by", by] if log == "movielens" else [])]
     repeat = _command(["demo", *words, *places], overrides)
+    if log == "gowalla":
+        from .demo import demo_of_bases
+        from .summary import print_studied
+
+        print_studied(demo_of_bases(data, folder, overrides or [], repeat))
+        return
     other = "occupation" if by != "occupation" else "gender"
     following = None
     if log == "movielens":

@@ -6,18 +6,21 @@
 | movielens-1m | gender x age group; each user's rows in a random order | movielens_1m.toml |
 | xmarket | markets | xmarket.toml |
 | online-retail | countries | online_retail.toml |
+| gowalla | none: ways to pretrain a base are compared | gowalla.toml |
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
-from reclora.datasets import movielens
+from reclora.datasets import gowalla, movielens
 
+from .bases import Studied, study_bases
+from .bases_settings import StudySettings
 from .retrain import Outcome, retrain
 from .run import RunSettings
 from .settings import SettingsError, load
@@ -51,10 +54,7 @@ def demo(
     is_movielens = name == "movielens"
     if data is None:
         if not is_movielens:
-            raise SettingsError(
-                f"{name} is not taken from anywhere: give the folder of its public files, --data "
-                "FOLDER; where they are published stands in the data card, datasets/README.md"
-            )
+            raise _no_data(name)
         print("MovieLens 100K, by GroupLens: for research, not to be passed on", file=sys.stderr)
         data = movielens.fetch(work / "movielens")
     own = segment_by if is_movielens else name
@@ -66,12 +66,38 @@ def demo(
         "runs": str(folder),
         "repeat": repeat,
     }
-    # Strings and lists of them are written alike in JSON and TOML.
-    changes = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()]
-    return retrain(load(settings_of(name), RunSettings, [*changes, *overrides]))
+    return retrain(load(settings_of(name), RunSettings, [*_changes(given), *overrides]))
 
 
-def settings_of(name: Name) -> Path:
+def demo_of_bases(data: Path | None, folder: Path, overrides: list[str], repeat: str) -> Studied:
+    """Compare ways to pretrain a base, on Gowalla; arguments and errors as `demo` has them."""
+    if data is None:
+        raise _no_data("gowalla")
+    work = folder / "demo" / "gowalla"
+    train, test = gowalla.write_logs(data, work / "logs")
+    given = {
+        "train": str(train),
+        "test": str(test),
+        "folder": str(work),
+        "runs": str(folder),
+        "repeat": repeat,
+    }
+    return study_bases(load(settings_of("gowalla"), StudySettings, [*_changes(given), *overrides]))
+
+
+def _changes(given: Mapping[str, object]) -> list[str]:
+    """Settings as overrides: strings and lists of them are written alike in JSON and TOML."""
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items()]
+
+
+def _no_data(name: str) -> SettingsError:
+    return SettingsError(
+        f"{name} is not taken from anywhere: give the folder of its public files, --data FOLDER; "
+        "where they are published stands in the data card, datasets/README.md"
+    )
+
+
+def settings_of(name: Name | Literal["gowalla"]) -> Path:
     """The file of settings of a demo."""
     file = "demo" if name == "movielens" else name.replace("-", "_")
     return Path(__file__).with_name(f"{file}.toml")

@@ -16,6 +16,7 @@ from rich.table import Table
 from reclora.files import read_parquet
 from reclora.interactions.summary import LogSummary
 
+from .bases import Studied
 from .contenders import SUBJECT
 from .evaluated import Evaluated
 from .plan import Planned
@@ -62,6 +63,14 @@ def print_outcome(outcome: Outcome, following: str | None) -> None:
         print("release   none: what was live stays")
     if following:
         print(f"next      {following}")
+
+
+def print_studied(studied: Studied) -> None:
+    """Print every base's figures, and where they stand."""
+    Console().print(studied.table)
+    if studied.was_there:
+        print("this study was complete already, with the same logs, settings and versions: reused")
+    print(f"results   {studied.folder}")
 
 
 def outcome_as_json(outcome: Outcome) -> str:

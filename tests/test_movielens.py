@@ -9,6 +9,7 @@ from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -29,7 +30,6 @@ from reclora.files import read_parquet
 from reclora.interactions import LogContract, prepare_log
 
 FILES = ("ml-100k.inter", "ml-100k.user", "ml-100k.item")
-POSITIONS = ("user_id", "item_id", "file_pos")
 AGE_CODES = (1, 18, 25, 35, 45, 50, 56)
 
 
@@ -53,14 +53,22 @@ def timeless(small: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "timeless"
     folder.mkdir()
     (folder / "users.dat").write_bytes((small / "users.dat").read_bytes())
-    write_positions(folder, [3, 1, 2], [7, 10, 10], [2, 0, 1])
+    write_pairs(folder, [3, 1, 2], [7, 10, 10])
     return folder
 
 
-def write_positions(folder: Path, users: list[int], items: list[int], places: list[int]) -> None:
-    """Write a copy of MovieLens 1M that lost its times."""
-    columns = {"user_id": users, "item_id": items, "file_pos": places, "more": places}
+def write_pairs(folder: Path, users: list[int], items: list[int]) -> None:
+    """Write a copy of MovieLens 1M that lost its times and has a column more."""
+    columns = {"user_id": users, "more": ["?"] * len(users), "item_id": items}
     pq.write_table(pa.table(columns), folder / "interactions.parquet")
+
+
+def items_by_user(log: pa.Table) -> dict[int, list[int]]:
+    """Each user's items from first to last, by the log's timestamps."""
+    found: dict[int, list[int]] = {}
+    for row in log.sort_by("timestamp").to_pylist():
+        found.setdefault(row["user_id"], []).append(row["item_id"])
+    return found
 
 
 def rows_of(path: Path) -> list[list[str]]:
@@ -221,87 +229,147 @@ def test_the_written_log_keeps_the_contract(ml_100k: Path, tmp_path: Path) -> No
     assert len(summary.segments) == 21
 
 
-def test_in_the_order_of_the_file_a_row_has_its_place_among_its_users_rows(ml_100k: Path) -> None:
-    table = read(ml_100k, "gender", "file")
+def test_a_random_order_keeps_the_rows_and_counts_each_users_from_the_first(
+    ml_100k: Path,
+) -> None:
+    table = read(ml_100k, "gender", "random")
+    others = ["user_id", "item_id", "segment", "label"]
+    by_pair = [("user_id", "ascending"), ("item_id", "ascending")]
+    expected = read(ml_100k, "gender").select(others).sort_by(by_pair)
+    assert table.select(others).sort_by(by_pair).equals(expected)
+    users = table["user_id"].to_pylist()
+    assert users == sorted(users)
     seen: Counter[int] = Counter()
-    for user, time in zip(
-        *(table[name].to_pylist() for name in ("user_id", "timestamp")), strict=True
-    ):
+    for user, time in zip(users, table["timestamp"].to_pylist(), strict=True):
         assert time == FIRST_POSITION + timedelta(microseconds=seen[user])
         seen[user] += 1
-    others = ["user_id", "item_id", "segment", "label"]
-    assert table.select(others).equals(read(ml_100k, "gender").select(others))
 
 
-@given(users=st.lists(st.integers(1, 4), min_size=1, max_size=20), shuffle=st.randoms())
-def test_a_copy_without_times_gives_the_log_of_the_file(
-    tmp_path_factory: pytest.TempPathFactory, users: list[int], shuffle: random.Random
+def test_the_random_order_is_the_same_on_every_machine(tmp_path: Path) -> None:
+    write_pairs(tmp_path, [1] * 8 + [2] * 8, [1, 2, 3, 4, 5, 6, 7, 8] * 2)
+    assert items_by_user(read(tmp_path, "all", "random")) == {
+        1: [8, 6, 7, 3, 5, 2, 4, 1],
+        2: [7, 5, 2, 3, 4, 6, 1, 8],
+    }
+
+
+def test_each_item_stands_before_each_other_for_half_of_the_users(tmp_path: Path) -> None:
+    """A catalogue's order, or one that is alike for neighbours, would show in some pair."""
+    num_users, num_items = 2000, 40
+    users, items = np.divmod(np.arange(num_users * num_items), num_items)
+    write_pairs(tmp_path, (users + 1).tolist(), (items + 1).tolist())
+    table = read(tmp_path, "all", "random")
+    order = table["item_id"].to_numpy().reshape(num_users, num_items) - 1
+    places = np.argsort(order, axis=1)
+    before = (places[:, :, None] < places[:, None, :]).mean(axis=0)
+    pairs = before[np.triu_indices(num_items, 1)]
+    standard_error = 0.5 / num_users**0.5
+    assert np.abs(pairs - 0.5).max() < 5 * standard_error
+    assert pairs.std() == pytest.approx(standard_error, rel=0.2)
+    uniform = ((num_items**2 - 1) / 12) ** 0.5
+    assert np.abs(places.std(axis=0) / uniform - 1).max() < 0.07
+    likeness = [np.corrcoef(a, b)[0, 1] for a, b in zip(places, places[1:], strict=False)]
+    assert abs(np.mean(likeness)) < 5 / (num_items * num_users) ** 0.5
+
+
+pairs_of_ids = st.lists(
+    st.tuples(st.integers(1, 4), st.integers(1, 2**62)), min_size=1, max_size=30, unique=True
+)
+
+
+@given(pairs=pairs_of_ids, shuffle=st.randoms())
+def test_both_forms_give_the_same_log_whatever_their_rows_order(
+    tmp_path_factory: pytest.TempPathFactory,
+    pairs: list[tuple[int, int]],
+    shuffle: random.Random,
 ) -> None:
     folder, copy = tmp_path_factory.mktemp("file"), tmp_path_factory.mktemp("copy")
-    text = "".join(f"{user}::{row + 1}::5::9\n" for row, user in enumerate(users))
+    text = "".join(f"{user}::{item}::{1 + item % 5}::9\n" for user, item in pairs)
     (folder / "ratings.dat").write_text(text)
-    rows = list(range(len(users)))
-    shuffle.shuffle(rows)
-    write_positions(copy, [users[row] for row in rows], [row + 1 for row in rows], rows)
-    expected = read(folder, "all", "file").drop_columns("label")
-    assert read(copy, "all", "file").equals(expected)
+    expected = read(folder, "all", "random")
+    assert expected["label"].to_pylist() == [
+        1 + item % 5 for item in expected["item_id"].to_pylist()
+    ]
+    shuffle.shuffle(pairs)
+    write_pairs(copy, [user for user, _ in pairs], [item for _, item in pairs])
+    assert read(copy, "all", "random").equals(expected.drop_columns("label"))
+
+
+@given(pairs=pairs_of_ids, left_out=st.data())
+def test_two_rows_of_a_user_keep_their_order_whatever_else_is_there(
+    tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[int, int]], left_out: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("copy")
+    write_pairs(folder, [user for user, _ in pairs], [item for _, item in pairs])
+    everything = items_by_user(read(folder, "all", "random"))
+    kept = left_out.draw(st.lists(st.sampled_from(pairs), min_size=1, unique=True))
+    write_pairs(folder, [user for user, _ in kept], [item for _, item in kept])
+    for user, items in items_by_user(read(folder, "all", "random")).items():
+        assert items == [item for item in everything[user] if (user, item) in kept]
 
 
 def test_a_copy_without_times_has_segments_and_no_label(
     small: Path, timeless: Path, tmp_path: Path
 ) -> None:
     for segment_by in SEGMENT_BY:
-        expected = read(small, segment_by, "file").drop_columns("label")
-        assert read(timeless, segment_by, "file").equals(expected)
-    out = write_log(timeless, tmp_path / "logs" / "log.parquet", "gender_age", "file")
-    assert read_parquet(out).equals(read(timeless, "gender_age", "file"))
+        expected = read(small, segment_by, "random").drop_columns("label")
+        assert read(timeless, segment_by, "random").equals(expected)
+    out = write_log(timeless, tmp_path / "logs" / "log.parquet", "gender_age", "random")
+    assert read_parquet(out).equals(read(timeless, "gender_age", "random"))
     summary = prepare_log([out], tmp_path / "log", LogContract())
     assert (summary.rows_kept, summary.quarantined) == (3, {})
 
 
 def test_the_order_of_time_is_refused_where_there_is_no_time(small: Path, timeless: Path) -> None:
-    with pytest.raises(MovieLensError, match='without times; use order="file"'):
+    with pytest.raises(MovieLensError, match='without times; use order="random"'):
         read(timeless, "all")
-    with pytest.raises(MovieLensError, match="order to be one of time, file, got 'fil'; did you"):
-        read(small, "all", "fil")
+    with pytest.raises(MovieLensError, match="order to be one of time, random, got 'rand'; did"):
+        read(small, "all", "rand")
     (small / "interactions.parquet").write_bytes(b"")
     with pytest.raises(MovieLensError, match="found ratings.dat and interactions.parquet"):
-        read(small, "all", "file")
+        read(small, "all", "random")
+
+
+def test_a_random_order_of_an_item_that_a_user_has_twice_is_refused(small: Path) -> None:
+    with (small / "ratings.dat").open("a") as file:
+        file.write("2::7::3::0\n2::10::4::978300799\n")
+    assert read(small, "all").num_rows == 5
+    with pytest.raises(MovieLensError, match="ratings.dat: .*got item 10 of user 2 more than once"):
+        read(small, "all", "random")
 
 
 @pytest.mark.parametrize(
-    ("users", "places", "message"),
+    ("users", "items", "message"),
     [
-        ([1, 0], [0, 1], "row 2: expected user_id to be 1 or more, got 0"),
-        ([1, None], [0, 1], "row 2: expected user_id to be 1 or more, got None"),
-        ([1, 2], [-1, 1], "row 1: expected file_pos to be 0 or more, got -1"),
-        ([1, 2], [7, 7], "expected each file_pos once, got 7 more than once"),
-        ([1, 2], [0.0, 1.0], "expected integers in file_pos, got double"),
-        (["1", "2"], [0, 1], "expected integers in user_id, got string"),
-        ([1, 9], [0, 1], "user 9 of .*interactions.parquet is not in .*users.dat"),
+        ([1, 0], [5, 5], "row 2: expected user_id to be 1 or more, got 0"),
+        ([1, None], [5, 5], "row 2: expected user_id to be 1 or more, got None"),
+        ([1, 2], [-1, 5], "row 1: expected item_id to be 1 or more, got -1"),
+        ([1, 1], [7, 7], "got item 7 of user 1 more than once"),
+        ([1, 2], [5.0, 5.0], "expected integers in item_id, got double"),
+        (["1", "2"], [5, 5], "expected integers in user_id, got string"),
+        ([1, 9], [5, 5], "user 9 of .*interactions.parquet is not in .*users.dat"),
     ],
 )
 def test_a_malformed_copy_is_named(
-    timeless: Path, users: list[int], places: list[int], message: str
+    timeless: Path, users: list[int], items: list[int], message: str
 ) -> None:
-    write_positions(timeless, users, [5, 5], places)
+    write_pairs(timeless, users, items)
     with pytest.raises(MovieLensError, match=message):
-        read(timeless, "gender", "file")
+        read(timeless, "gender", "random")
 
 
 def test_a_copy_of_another_kind_is_named(timeless: Path) -> None:
     path = timeless / "interactions.parquet"
-    pq.write_table(pq.read_table(path).drop_columns("file_pos"), path)
-    with pytest.raises(
-        MovieLensError, match="each of user_id, item_id, file_pos once, got user_id"
-    ):
-        read(timeless, "all", "file")
-    pq.write_table(pa.table({name: pa.array([], pa.int64()) for name in POSITIONS}), path)
+    pq.write_table(pq.read_table(path).drop_columns("item_id"), path)
+    with pytest.raises(MovieLensError, match="each of user_id, item_id once, got user_id, more"):
+        read(timeless, "all", "random")
+    write_pairs(timeless, [1], [5])
+    pq.write_table(pq.read_table(path).slice(0, 0), path)
     with pytest.raises(MovieLensError, match="interactions.parquet: expected rows, found none"):
-        read(timeless, "all", "file")
+        read(timeless, "all", "random")
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(MovieLensError, match="interactions.parquet: not a whole Parquet file"):
-        read(timeless, "all", "file")
+        read(timeless, "all", "random")
 
 
 @pytest.mark.parametrize(
