@@ -222,7 +222,9 @@ def train_contender(
         start = _fitting(ground.start, log.segment_names, own, parent)
         return AdapterBank.for_log(ground.base, log, own, seed, parent, start)
 
-    what = [asdict(contender), digest_of(parent), ground.users, sorted(ground.start)]
+    # Whatever it is called: what is trained for one name is there for the other.
+    nameless = asdict(replace(contender, model=""))
+    what = [nameless, digest_of(parent), ground.users, sorted(ground.start)]
     held_out = ground.held_out
     bank, training = ground.workshop.train(
         what, bank_of, ground.log, config, lambda n: RankingJudge(held_out, n), seed

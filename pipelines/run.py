@@ -110,7 +110,7 @@ class RunSettings:
     base: BaseSettings = BaseSettings()
     adapter: AdapterConfig = AdapterConfig()
     """Of the pooled adapter, and the most that a segment's own adapter may have."""
-    parent: Literal["pooled", "none", "auto"] = "pooled"
+    parent: Literal["pooled", "none", "auto"] = "auto"
     """What a segment's adapter changes: the `pooled` adapter (trained on all segments, then
     frozen), which also serves the segments whose own adapter does not help; the base alone; or
     `auto`, whichever of the two validation likes better."""

@@ -37,12 +37,14 @@ if TYPE_CHECKING:
         recommend,
         slices_of,
     )
+    from reclora.factorisation import FactorisationConfig, factorise
     from reclora.interactions import IdMap, Interactions, LogContract, prepare_log
     from reclora.interchange import import_base
     from reclora.modules import AdaptedModel, adapt
     from reclora.optim import RowwiseAdagrad
     from reclora.peft import read_peft, write_peft
     from reclora.ranking import UserItems, rank
+    from reclora.recency import faded
     from reclora.report import Report, write_report
     from reclora.splits import SplitConfig, split
     from reclora.stacks import AdapterStack
@@ -66,12 +68,14 @@ _NAMES = {
         "recommend",
         "slices_of",
     ),
+    "factorisation": ("FactorisationConfig", "factorise"),
     "interactions": ("IdMap", "Interactions", "LogContract", "prepare_log"),
     "interchange": ("import_base",),
     "modules": ("AdaptedModel", "adapt"),
     "optim": ("RowwiseAdagrad",),
     "peft": ("read_peft", "write_peft"),
     "ranking": ("UserItems", "rank"),
+    "recency": ("faded",),
     "report": ("Report", "write_report"),
     "splits": ("SplitConfig", "split"),
     "stacks": ("AdapterStack",),

@@ -28,7 +28,8 @@ class Batch:
     `weight_GB`: a row's weight over the mean weight of its segment, so that it counts against the
     segment's other rows and not only those of its step; 0 where there is no row.
     `negative_GJ`: item rows drawn for each segment, common to its rows of this step;
-    `log_chance_GJ`: what a softmax takes off their scores (see `reclora.negatives`).
+    `log_chance_GJ`: what a softmax takes off their scores; `own_GBJ`: which of them are no
+    negatives of a row (see `reclora.negatives`).
     `streams_G`: a random number of each segment for whatever else is drawn in this step.
     """
 
@@ -39,6 +40,7 @@ class Batch:
     rows_G: Tensor
     negative_GJ: Tensor
     log_chance_GJ: Tensor
+    own_GBJ: Tensor
     streams_G: U64
 
 
@@ -111,12 +113,15 @@ def stratified_batches(
             weights = inside.astype(np.float32)
             if log.weights is not None:
                 weights *= log.weights[rows] / mean_weights[now, None]
+            negative_GJ, log_chance_GJ = sampler.draw(now, seeds_S[now], epoch, step)
             yield Batch(
                 torch.from_numpy(now),
                 torch.from_numpy(log.user_rows[rows]),
                 torch.from_numpy(log.item_rows[rows]),
                 torch.from_numpy(weights),
                 torch.from_numpy(inside.sum(1)),
-                *sampler.draw(now, seeds_S[now], epoch, step),
+                negative_GJ,
+                log_chance_GJ,
+                sampler.own(rows, negative_GJ),
                 mix(step_streams(seeds_S[now], epoch, step)),
             )

@@ -1,4 +1,5 @@
-"""This file is which items a segment's positives compete with: some, drawn by counting.
+"""This file is which items a segment's positives compete with: some, drawn by counting, but never
+what the user has taken in the segment.
 
 J items are drawn with replacement for each segment and step, common to its rows,
 
@@ -19,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reclora.compiled import compiled
 from reclora.counted import U64, mix, step_streams
 from reclora.interactions import Interactions
 
@@ -35,6 +37,10 @@ class Sampler:
     def __init__(self, log: Interactions, num_negatives: int, by_popularity: bool) -> None:
         self._offsets, self._items, self._num_items = log.offsets, log.item_rows, len(log.items)
         self._num_negatives, self._by_popularity = num_negatives, by_popularity
+        pairs = log.segment_rows * len(log.users) + log.user_rows
+        _, self._pairs, sizes = np.unique(pairs, return_inverse=True, return_counts=True)
+        self._own_offsets = np.concatenate([[0], sizes.cumsum()])
+        self._own_items = log.item_rows[np.argsort(self._pairs, kind="stable")]
         if by_popularity:
             keys = log.segment_rows * self._num_items + log.item_rows
             self._keys, self._counts = np.unique(keys, return_counts=True)
@@ -64,6 +70,19 @@ class Sampler:
         log_GJ = np.log(self._num_negatives * chances_GJ)
         return torch.from_numpy(rows_GJ), torch.from_numpy(log_GJ.astype(np.float32))
 
+    def own(self, rows_GB: NDArray[np.int64], negative_GJ: Tensor) -> Tensor:
+        """Which negatives the user of each row has taken in the segment; bool, (G, B, J).
+
+        Args:
+            rows_GB: rows of the log.
+        """
+        own_GBJ = np.empty((*rows_GB.shape, negative_GJ.shape[1]), np.bool_)
+        stamps_N = np.zeros(self._num_items, np.int32)
+        pairs_GB = self._pairs[rows_GB]
+        offsets, items = self._own_offsets, self._own_items
+        _mark(pairs_GB, offsets, items, negative_GJ.numpy(), stamps_N, own_GBJ)
+        return torch.from_numpy(own_GBJ)
+
     def _counts_of(
         self, segments_G: NDArray[np.int64], rows_GJ: NDArray[np.int64]
     ) -> NDArray[np.int64]:
@@ -72,3 +91,24 @@ class Sampler:
         at_GJ = np.searchsorted(self._keys, keys_GJ)
         at_GJ[at_GJ == len(self._keys)] = 0
         return np.where(self._keys[at_GJ] == keys_GJ, self._counts[at_GJ], 0)
+
+
+@compiled
+def _mark(
+    pairs_GB: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    items: NDArray[np.int64],
+    negative_GJ: NDArray[np.int64],
+    stamps_N: NDArray[np.int32],
+    own_GBJ: NDArray[np.bool_],
+) -> None:
+    """The items of each row's pair are stamped with the row's number; who bears it is marked."""
+    stamp = 0
+    for g in range(pairs_GB.shape[0]):
+        for b in range(pairs_GB.shape[1]):
+            stamp += 1
+            pair = pairs_GB[g, b]
+            for at in range(offsets[pair], offsets[pair + 1]):
+                stamps_N[items[at]] = stamp
+            for j in range(negative_GJ.shape[1]):
+                own_GBJ[g, b, j] = stamps_N[negative_GJ[g, j]] == stamp

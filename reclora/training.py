@@ -422,8 +422,7 @@ def _losses(
     if layers:
         positive_GB = positive_GB + paired_scores(layers, u_GBD, p_GBD)
         negative_GBJ = negative_GBJ + all_scores(layers, u_GBD, n_GJD)
-    same_GBJ = batch.item_GB.unsqueeze(2) == batch.negative_GJ.unsqueeze(1)
-    loss_GB = LOSSES[config.loss](positive_GB, negative_GBJ.masked_fill(same_GBJ, -torch.inf))
+    loss_GB = LOSSES[config.loss](positive_GB, negative_GBJ.masked_fill(batch.own_GBJ, -torch.inf))
     share_GB = weight_GB / batch.rows_G.unsqueeze(1)
     loss_G = (share_GB * loss_GB).sum(1)
     if penalty_S is None or not penalty_S.any():

@@ -54,7 +54,7 @@ def planted_log(path: Path, seed: int = 0) -> Path:
             num_base_interactions=5000,
             num_interactions=5000,
             shift=0.5,
-            bias_shift=2.5,
+            bias_shift=3.5,
             seed=seed,
         )
     )
@@ -106,6 +106,7 @@ def small_settings(folder: Path, log: Path, **changes: Any) -> RunSettings:
         runs=folder / "runs",
         base=base,
         adapter=AdapterConfig(rank=2, alpha=2.0),
+        parent="pooled",
         training=short,
         search=Search((0.1,), (0.1,), (0.01,)),
         seeds=(0,),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ import torch
 
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
-from reclora.configs import FULL
+from reclora.configs import FULL, AdapterConfig
 from reclora.datasets.planted import PlantedConfig, plant
 from reclora.evaluation import EvaluationConfig, HeldOut, evaluate, hold_out
 from reclora.files import write_parquet
@@ -22,7 +22,10 @@ from reclora.ladder import rungs
 from reclora.pipelines import contenders as contenders_module
 from reclora.pipelines.contenders import (
     ALONE,
+    ON_POOLED,
+    OWN_FULL,
     POOLED,
+    POOLED_FULL,
     SEARCHED,
     SUBJECT,
     Choice,
@@ -36,7 +39,7 @@ from reclora.pipelines.contenders import (
     train_contender,
 )
 from reclora.pipelines.inputs import onto_base
-from reclora.pipelines.run import RunSettings, Search
+from reclora.pipelines.run import RESIDUAL, Compared, RunSettings, Search
 from reclora.ranking import Scorer
 from reclora.splits import SplitConfig, split
 from reclora.training import TrainingConfig
@@ -81,6 +84,18 @@ def test_the_grid_is_every_combination() -> None:
     assert as_it_is == replace(given, bias_lr=0.2)
 
 
+def test_what_has_no_delta_of_tables_is_searched_by_its_own_rate_alone() -> None:
+    training, search = TrainingConfig(), Search((0.1, 0.2), (0.3, 0.4), (0.5, 0.6), (0.0, 9.0))
+    bias = rungs(AdapterConfig())["bias"]
+    found = grid(training, search, bias)
+    assert [(c.rows_lr, c.bias_lr, c.l2, c.shrinkage) for c in found] == [
+        (0.1, 0.3, 0.5, 0.0),
+        (0.1, 0.4, 0.5, 0.0),
+    ]
+    for config in (None, AdapterConfig(), replace(bias, item_table="map")):
+        assert len(grid(training, search, config)) == 16
+
+
 def test_a_run_compares_what_is_published_with_its_parent_and_with_no_parent(world: World) -> None:
     settings, _ = world
     full, pooled, alone, subject = contenders(settings)
@@ -91,6 +106,31 @@ def test_a_run_compares_what_is_published_with_its_parent_and_with_no_parent(wor
     assert {pooled.config, alone.config, subject.config} == {settings.adapter}
     old = contenders(replace(settings, parent="none"))
     assert old == (full, pooled, replace(alone, model=SUBJECT))
+
+
+def test_of_a_parent_that_is_tried_there_are_two_subjects(world: World) -> None:
+    """Where one is live they stand on it: what serves others is not left by some."""
+    auto = replace(world[0], parent="auto", compared=())
+    pooled, alone, above = contenders(auto)
+    assert pooled.model == POOLED and alone.model == above.model == SUBJECT
+    assert not alone.has_parent and above == replace(alone, has_parent=True)
+    assert contenders(auto, has_parent=True) == (above,)
+
+
+def test_everything_that_can_be_compared_is(world: World) -> None:
+    everything = get_args(Compared)
+    settings = replace(world[0], compared=everything)
+    kinds = rungs(settings.adapter)
+    lower = [f"per-segment {name}" for name in ("bias", "map", "basis")]
+    trained = {c.model: c for c in contenders(settings)}
+    assert list(trained) == [POOLED_FULL, OWN_FULL, *lower, POOLED, ALONE, ON_POOLED, SUBJECT]
+    assert trained[OWN_FULL] == Contender(OWN_FULL, FULL, is_pooled=False)
+    for name in lower:
+        assert trained[name] == Contender(name, kinds[name.split()[1]], is_pooled=False)
+    assert trained[ON_POOLED] == replace(trained[SUBJECT], model=ON_POOLED)
+    assert trained[SUBJECT].has_parent
+    alone = [c.model for c in contenders(replace(settings, parent="none"))]
+    assert alone == [POOLED_FULL, OWN_FULL, *lower, POOLED, SUBJECT]
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -259,7 +299,7 @@ def _planted(folder: Path, shift: float, bias_shift: float) -> World:
 
 @pytest.fixture
 def shifted(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return _planted(tmp_path_factory.getbasetemp() / "shifted", 1.0, 2.5)
+    return _planted(tmp_path_factory.getbasetemp() / "shifted", 1.0, 4.0)
 
 
 @pytest.fixture
@@ -333,12 +373,45 @@ def test_given_kinds_are_all_that_the_adapter_says(shifted: World) -> None:
     assert told[1:] == [(n, 6) for n in range(1, 7)]
 
 
-def test_only_what_stands_on_a_parent_has_its_kinds_picked(shifted: World) -> None:
+def test_only_what_is_published_has_its_kinds_picked(shifted: World) -> None:
     settings, ground = shifted
-    alone = contenders(settings)[2]
-    choice = choose(alone, ground, settings, quiet)
-    assert choice.rungs is None and choice.contender.config == settings.adapter
-    assert choice.stopped.parent is None, "the parent of the ground is another contender's"
+    full, pooled, alone, _ = contenders(settings)
+    on_pooled = contenders(replace(settings, compared=(RESIDUAL,)))[1]
+    assert on_pooled.model == ON_POOLED
+    for contender in (full, pooled, alone, on_pooled):
+        choice = choose(contender, ground, settings, quiet)
+        assert choice.rungs is None and choice.contender == contender
+        assert (choice.stopped.parent is None) == (contender.model != ON_POOLED)
+
+
+def test_kinds_are_picked_where_there_is_no_parent(shifted: World) -> None:
+    """The lowest rung is then the base alone, whatever parent lies beside it."""
+    settings, ground = shifted
+    mine = replace(settings, parent="none")
+    choice = choose(contenders(mine)[-1], ground, mine, quiet)
+    assert choice.rungs is not None and not choice.contender.has_parent
+    odd = replace(ground, users="odd")
+    judged = choice.rungs.set_index("rung")
+    frozen = ground.base.scorer()
+    table = evaluate(odd.held_out, lambda name: frozen, model="m", run="", seed=0)
+    assert judged["mean"]["parent"] == pytest.approx(table["value"].mean(), abs=1e-12)
+    (rung,) = judged.index[judged["chosen"]]
+    assert rung != "parent"
+    assert choice.contender.config == (rungs(settings.adapter)[rung],) * 4
+    trained = train_contender(choice.contender, ground, choice.config, 0)
+    assert trained.parent is None and trained.helped
+
+
+def test_without_a_parent_something_is_trained_however_little_it_helps(unshifted: World) -> None:
+    """Each segment's own validation then says no: a bank without any delta cannot be trained."""
+    settings, ground = unshifted
+    mine = replace(settings, parent="none", search=Search((1e-9,), (1e-9,), (0.0,)))
+    choice = choose(contenders(mine)[-1], ground, mine, quiet)
+    assert choice.rungs is not None
+    assert choice.rungs.loc[choice.rungs["chosen"], "rung"].tolist() == ["parent"]
+    assert choice.contender.config == settings.adapter
+    trained = train_contender(choice.contender, ground, choice.config, 0)
+    assert trained.training.steps > 0 and trained.helped == []
 
 
 def test_a_segment_without_rows_or_users_stands_with_the_nearest_size(shifted: World) -> None:

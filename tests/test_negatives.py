@@ -106,3 +106,33 @@ def test_steps_epochs_and_segments_draw_new_negatives() -> None:
         for rows in sampler.draw(np.arange(2), seeds, epoch, step)[0]
     ]
     assert len(set(drawn)) == 2 * 64 * 2
+
+
+@given(
+    st.dictionaries(st.text(max_size=3), st.integers(1, 9), min_size=1, max_size=5),
+    st.integers(1, 12),
+    st.data(),
+)
+@settings(deadline=None)
+def test_what_a_user_took_in_the_segment_is_no_negative(
+    sizes: dict[str, int], J: int, data: st.DataObject
+) -> None:
+    """Of other segments' rows it knows nothing: they change nothing here."""
+    log = make_log(BASE, sizes)
+    codes = np.arange(len(sizes))
+    sampler = Sampler(log, J, by_popularity=True)
+    negative_GJ, _ = sampler.draw(codes, segment_seeds(1, log), 1, 0)
+    rows_GB = np.array(
+        [
+            data.draw(st.lists(st.integers(int(a), int(b) - 1), min_size=3, max_size=3))
+            for a, b in zip(log.offsets, log.offsets[1:], strict=False)
+        ]
+    )
+    found_GBJ = sampler.own(rows_GB, negative_GJ)
+    for g in range(len(sizes)):
+        inside = slice(int(log.offsets[g]), int(log.offsets[g + 1]))
+        for b, row in enumerate(rows_GB[g]):
+            his = log.user_rows[inside] == log.user_rows[row]
+            taken = set(log.item_rows[inside][his].tolist())
+            expected = [int(j) in taken for j in negative_GJ[g]]
+            assert found_GBJ[g, b].tolist() == expected

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from reclora.pipelines.cli import app
+from reclora.pipelines.figures import read_figures, with_tables
 from reclora.pipelines.run import RunSettings
 from reclora.pipelines.settings import load
 
@@ -41,10 +42,20 @@ def test_the_example_on_ones_own_model_runs(tmp_path: Path) -> None:
 
 
 def test_the_settings_example_loads(tmp_path: Path) -> None:
-    (example,) = blocks("toml")
+    example, base = blocks("toml")
     path = tmp_path / "run.toml"
     path.write_text(example)
     assert load(path, RunSettings).split.train == 0.15
+    path.write_text(base)
+    assert load(path, RunSettings, ['log.files=["a.parquet"]']).base.half_life == 120
+
+
+def test_the_results_are_those_of_the_published_file() -> None:
+    figures = read_figures(ROOT / "docs" / "results.json")
+    assert len({figure.log for figure in figures}) >= 4
+    assert with_tables(README, figures) == README
+    for command in {figure.command for figure in figures}:
+        assert command.startswith("reclora demo ")
 
 
 @pytest.mark.parametrize("command", re.findall(r"(?:^|`)reclora ([a-z]+)", README, re.MULTILINE))

@@ -111,6 +111,7 @@ TESTED_IN = {
     "reclora.peft.settings": "test_peft",
     "reclora.peft.writing": "test_peft",
     "reclora.pipelines.assessment": "test_evaluate",
+    "reclora.pipelines.bases_settings": "test_bases",
     "reclora.pipelines.evaluate_lists": "test_evaluate",
     "reclora.pipelines.evaluated": "test_evaluate",
     "reclora.pipelines.sections": "test_evaluate",

@@ -305,18 +305,21 @@ def divergence(truth: AdapterBank, bank: AdapterBank | BaseModel, segment: str) 
     ids=lambda config: f"{config.item_table}, {config.item_bias}",
 )
 def test_recovery_of_what_an_adapter_of_the_kind_planted(config: AdapterConfig) -> None:
-    """A log drawn from a bank of random numbers: a fresh bank of the same kinds gets near it."""
-    base = make_base(num_users=100, hidden=())
+    """A log drawn from a bank of random numbers: a fresh bank of the same kinds gets near it.
+
+    Users take little each: what one has taken is no negative of theirs, and would be missed.
+    """
+    base = make_base(num_users=3000, hidden=())
     names, nothing = ("one", "other", "unshifted"), AdapterConfig("none", "none", "none", "none")
-    touched = [torch.arange(100)] * 3, [torch.arange(30)] * 3
+    touched = [torch.arange(3000)] * 3, [torch.arange(30)] * 3
     truth = fill(AdapterBank(base, names, *touched, [config, config, nothing], seed=1))
     with torch.no_grad():
         for _, delta in truth.deltas():
             for parameter in delta.parameters():
                 parameter.mul_(2.5)
     rng = np.random.default_rng(0)
-    users, segments = rng.integers(100, size=9000), np.repeat(np.arange(3), 3000)
-    scores = np.stack([truth.scorer(name).scores(torch.arange(100)).numpy() for name in names])
+    users, segments = rng.integers(3000, size=9000), np.repeat(np.arange(3), 3000)
+    scores = np.stack([truth.scorer(name).scores(torch.arange(3000)).numpy() for name in names])
     log = Interactions.from_arrays(
         users=base.users,
         items=base.items,
@@ -340,6 +343,12 @@ def test_recovery_of_what_an_adapter_of_the_kind_planted(config: AdapterConfig) 
 
 
 # What a step is, and when training stops.
+
+
+def own_items(log: Interactions, code: int, user: int) -> set[int]:
+    """What a user has taken in a segment."""
+    inside = slice(int(log.offsets[code]), int(log.offsets[code + 1]))
+    return set(log.item_rows[inside][log.user_rows[inside] == user].tolist())
 
 
 def corrected(batch: Batch, g: int) -> list[tuple[int, float]]:
@@ -377,7 +386,8 @@ def test_the_first_losses_equal_plain_loops(loss: str) -> None:
                 batch.weight_GB[0].tolist(),
                 strict=True,
             ):
-                others = [scores[user][j] - c if j != item else -1e9 for j, c in negatives]
+                taken = own_items(held_out, code, user)
+                others = [scores[user][j] - c if j not in taken else -1e9 for j, c in negatives]
                 total += weight * formula(scores[user][item], others)
                 weights += weight
         found = curves[(curves["segment"] == name) & (curves["epoch"] == 0)]
@@ -414,7 +424,8 @@ def test_a_steps_loss_and_penalty_equal_plain_loops(kind: str, below: str | None
             for b in range(int(batch.rows_G[g])):
                 user, item = int(batch.user_GB[g, b]), int(batch.item_GB[g, b])
                 share = float(batch.weight_GB[g, b]) / int(batch.rows_G[g])
-                others = [scores[user][j] - c if j != item else -1e9 for j, c in negatives]
+                taken = own_items(log, code, user)
+                others = [scores[user][j] - c if j not in taken else -1e9 for j, c in negatives]
                 loss += share * reference.softmax_loss(scores[user][item], others)
                 penalty += share * (change("user_table", user) + change("item_table", item))
             for item, _ in negatives:

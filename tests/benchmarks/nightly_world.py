@@ -102,6 +102,7 @@ seeds = [0]
 workers = 2
 compared = []
 kinds = "given"
+parent = "pooled"
 
 [adapter]
 user_table = "none"
