@@ -132,6 +132,8 @@ def adapt_log(settings: RunSettings, windows: Windows) -> Interactions:
 def _keep_the_better(choices: list[Choice], trained: list[Trained], comparing: Ground) -> None:
     """Of the subject with and without a parent, the one that validation likes better."""
     own = [at for at, each in enumerate(trained) if each.contender.model == SUBJECT]
+    if len(own) == 1:
+        return
     values = {at: float(headline_values(comparing, trained[at])["value"].mean()) for at in own}
     best = max(own, key=lambda at: values[at])
     for at in reversed(own):
