@@ -193,6 +193,16 @@ class Ground:
         )
 
     @cached_property
+    def taken(self) -> Interactions | None:
+        """What users took before the log that is trained on; None where that is all of it."""
+        if len(self.log) == len(self.seen):
+            return None
+        names = self.log.segment_names
+        if self.seen.segment_names == names:
+            return self.seen
+        return self.seen.part([self.seen.segment_names.index(name) for name in names])
+
+    @cached_property
     def held_out(self) -> HeldOut:
         """The validation window, held out after the train window."""
         what = "the validation window"
@@ -227,7 +237,7 @@ def train_contender(
     what = [nameless, digest_of(parent), ground.users, sorted(ground.start)]
     held_out = ground.held_out
     bank, training = ground.workshop.train(
-        what, bank_of, ground.log, config, lambda n: RankingJudge(held_out, n), seed
+        what, bank_of, ground.log, config, lambda n: RankingJudge(held_out, n), seed, ground.taken
     )
     quarantined = sorted(training.quarantined)
     return Trained(contender, bank, training, digest(*what, vars(config), seed, quarantined))

@@ -9,14 +9,16 @@ import numpy as np
 
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
+from reclora.configs import AdapterConfig
 from reclora.interactions import Interactions
 from reclora.splits import Windows
 from reclora.store import AdapterStore
 from reclora.training import train
 
 from .alone import alone_in
-from .contenders import contenders, rungs_of
+from .contenders import SUBJECT, contenders, grid, rungs_of
 from .inputs import Inputs
+from .learning import adapt_log
 from .run import RunSettings
 from .space import check_space
 from .workshop import chunks_of
@@ -46,21 +48,25 @@ def plan(settings: RunSettings, only: Sequence[str] = ()) -> Planned:
     with alone_in(settings.folder):
         check_writable(settings)
         inputs = Inputs.read(settings, only)
-    train_log, live = inputs.windows.train, inputs.live
+    train_log, live = adapt_log(settings, inputs.windows), inputs.live
     check_adapter(settings, inputs.base, train_log)
     needed = bytes_needed(settings, inputs.windows)
     check_space(settings.runs, needed)
     trained = contenders(settings, has_parent=live.parent is not None)
-    grid = 1
-    for values in vars(settings.search).values():
-        grid *= max(1, len(values))
+    searched = sum(
+        len(grid(settings.training, settings.search, c.config))
+        for c in trained
+        if isinstance(c.config, AdapterConfig)
+    )
+    models = tuple(dict.fromkeys(c.model for c in trained))
+    on_rungs = len(rungs_of(settings)) * sum(c.model == SUBJECT for c in trained)
     return Planned(
         segments=train_log.num_segments,
         rows=len(train_log),
         begin_with_current=len(live.start),
         chunks=len(chunks_of(train_log, settings.chunk_rows)),
-        models=tuple(c.model for c in trained),
-        trainings=len(trained) * (grid + len(settings.seeds)) + len(rungs_of(settings)),
+        models=models,
+        trainings=searched + on_rungs + len(models) * len(settings.seeds),
         current=None if live.release is None else live.release.number,
         quality=inputs.rows_lost,
         bytes_needed=needed,
@@ -101,4 +107,5 @@ def bytes_needed(settings: RunSettings, windows: Windows) -> int:
     )
     models = len(contenders(settings)) * len(settings.seeds) + 4
     lists = (len(windows.validation) + len(windows.test)) * max(settings.evaluation.ks) * 4
-    return 2 * len(windows.train) * width * 4 * 4 + models * 3 * lists + 2**26
+    rows = len(windows.train) + (len(windows.pretrain) if settings.history == "all" else 0)
+    return 2 * rows * width * 4 * 4 + models * 3 * lists + 2**26

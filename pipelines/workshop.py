@@ -55,10 +55,12 @@ class Workshop:
         config: TrainingConfig,
         judge_of: Callable[[int], Judge],
         seed: int,
+        taken: Interactions | None = None,
     ) -> tuple[AdapterBank, Training]:
         """Train a bank for the segments of a log.
 
         Args:
+            taken: as `train` has it; it follows from the run's log, as `log` does.
             judge_of: how many processes it may have -> the judge.
             what: whose training it is, JSON-able: everything that decides its numbers beside `log`,
                 `config` and `seed`.
@@ -73,11 +75,13 @@ class Workshop:
         judge = judge_of(self.workers if len(chunks) == 1 else 1)
 
         if len(chunks) == 1:
-            return self._fitting(name, chunks[0], bank_of, log, config, judge, seed)
+            return self._fitting(name, chunks[0], bank_of, log, config, judge, seed, taken)
 
         def trained(codes: tuple[int, ...]) -> tuple[AdapterBank | None, Training]:
             try:
-                return self._fitting(name, codes, bank_of, log.part(codes), config, judge, seed)
+                before = None if taken is None else taken.part(codes)
+                part = log.part(codes)
+                return self._fitting(name, codes, bank_of, part, config, judge, seed, before)
             except TrainingError as error:
                 # All of it is quarantined, and fresh numbers change nothing: there is none to take.
                 return None, error.training
@@ -110,6 +114,7 @@ class Workshop:
         config: TrainingConfig,
         judge: Judge,
         seed: int,
+        taken: Interactions | None,
     ) -> tuple[AdapterBank, Training]:
         """Train with as many rows in a step as there is memory for: results do not follow it.
 
@@ -131,7 +136,9 @@ class Workshop:
                 own = replace(config, row_dropout=0.0)
             at = self._checkpoint(name, config.step_rows, codes, part)
             try:
-                return bank, train(bank, part, own, judge=judge, seed=seed, checkpoint=at)
+                return bank, train(
+                    bank, part, own, judge=judge, seed=seed, checkpoint=at, taken=taken
+                )
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise

@@ -32,15 +32,25 @@ class Sampler:
         log: whose segments.
         num_negatives: J.
         by_popularity: half of them by their popularity in the segment; else all uniformly.
+        taken: what users have taken beside the log's rows, on its id maps and segments.
     """
 
-    def __init__(self, log: Interactions, num_negatives: int, by_popularity: bool) -> None:
+    def __init__(
+        self,
+        log: Interactions,
+        num_negatives: int,
+        by_popularity: bool,
+        taken: Interactions | None = None,
+    ) -> None:
         self._offsets, self._items, self._num_items = log.offsets, log.item_rows, len(log.items)
         self._num_negatives, self._by_popularity = num_negatives, by_popularity
-        pairs = log.segment_rows * len(log.users) + log.user_rows
-        _, self._pairs, sizes = np.unique(pairs, return_inverse=True, return_counts=True)
+        logs = [log] if taken is None else [log, taken]
+        pairs = np.concatenate([its.segment_rows * len(its.users) + its.user_rows for its in logs])
+        items = np.concatenate([its.item_rows for its in logs])
+        _, whose, sizes = np.unique(pairs, return_inverse=True, return_counts=True)
+        self._pairs = whose[: len(log)]
         self._own_offsets = np.concatenate([[0], sizes.cumsum()])
-        self._own_items = log.item_rows[np.argsort(self._pairs, kind="stable")]
+        self._own_items = items[np.argsort(whose, kind="stable")]
         if by_popularity:
             keys = log.segment_rows * self._num_items + log.item_rows
             self._keys, self._counts = np.unique(keys, return_counts=True)

@@ -135,6 +135,7 @@ def train(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
     checkpoint: Checkpoint | None = None,
+    taken: Interactions | None = None,
 ) -> Training:
     """Train every segment of a bank on its part of a log, in place.
 
@@ -151,6 +152,8 @@ def train(
         checkpoint: where what it has reached is kept: every so many seconds, when it is interrupted
             (KeyboardInterrupt) and when it is done. What is there already is gone on from, to the
             same bytes as without the break.
+        taken: what users have taken before the log, on the same id maps and segments: it is none
+            of their negatives, as what they take in the log is none. To a dense log this matters.
 
     Raises:
         ValueError: the log is not on the bank's id maps or segments, the bank has no delta, or
@@ -163,7 +166,9 @@ def train(
     _check_deltas(bank, config)
     groups = _parameter_groups(bank, config)
     penalty_S = torch.from_numpy(config.l2 + config.shrinkage / np.maximum(np.diff(log.offsets), 1))
-    course = _Course(bank, log, config, groups)
+    if taken is not None:
+        _check_log(bank, taken)
+    course = _Course(bank, log, config, groups, _sampler(log, config, taken))
     if checkpoint is None:
         return course.checked(course.run(judge, seeds_S, penalty_S, progress, lambda: None))
     course.take_up(checkpoint)
@@ -193,9 +198,9 @@ class _Course:
         log: Interactions,
         config: TrainingConfig,
         groups: list[dict[str, object]],
+        sampler: Sampler,
     ) -> None:
-        self._bank, self._log, self._config = bank, log, config
-        self._sampler = _sampler(log, config)
+        self._bank, self._log, self._config, self._sampler = bank, log, config, sampler
         self._keeper = EarlyStopping(bank, log, config.patience)
         self._optimizer = RowwiseAdagrad(groups, lr=config.rows_lr) if groups else None
         self._losses = _SegmentMeans(log.num_segments)
@@ -491,8 +496,10 @@ class _SegmentMeans:
         self._weights_S = state["weights"].numpy().copy()
 
 
-def _sampler(log: Interactions, config: TrainingConfig) -> Sampler:
-    return Sampler(log, config.num_negatives, by_popularity=config.loss == "softmax")
+def _sampler(
+    log: Interactions, config: TrainingConfig, taken: Interactions | None = None
+) -> Sampler:
+    return Sampler(log, config.num_negatives, config.loss == "softmax", taken)
 
 
 def _batches(

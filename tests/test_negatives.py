@@ -136,3 +136,26 @@ def test_what_a_user_took_in_the_segment_is_no_negative(
             taken = set(log.item_rows[inside][his].tolist())
             expected = [int(j) in taken for j in negative_GJ[g]]
             assert found_GBJ[g, b].tolist() == expected
+
+
+def test_what_was_taken_before_is_no_negative_either() -> None:
+    log, before = make_log(BASE, {"a": 6, "b": 6}), make_log(BASE, {"a": 20, "b": 20}, seed=7)
+    sampler = Sampler(log, 60, by_popularity=True, taken=before)
+    negative_GJ, _ = sampler.draw(np.arange(2), segment_seeds(0, log), 1, 0)
+    rows_GB = np.arange(12).reshape(2, 6)
+    found_GBJ = sampler.own(rows_GB, negative_GJ)
+    marked = 0
+    for g in range(2):
+        for b, row in enumerate(rows_GB[g]):
+            taken = {
+                int(item)
+                for its in (log, before)
+                for segment, user, item in zip(
+                    its.segment_rows, its.user_rows, its.item_rows, strict=True
+                )
+                if segment == g and user == log.user_rows[row]
+            }
+            expected = [int(j) in taken for j in negative_GJ[g]]
+            assert found_GBJ[g, b].tolist() == expected
+            marked += sum(int(j) in taken - {int(log.item_rows[row])} for j in negative_GJ[g])
+    assert marked

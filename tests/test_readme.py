@@ -55,7 +55,7 @@ def test_the_results_are_those_of_the_published_file() -> None:
     assert len({figure.log for figure in figures}) >= 4
     assert with_tables(README, figures) == README
     for command in {figure.command for figure in figures}:
-        assert command.startswith("reclora demo ")
+        assert command.startswith("reclora demo")
 
 
 @pytest.mark.parametrize("command", re.findall(r"(?:^|`)reclora ([a-z]+)", README, re.MULTILINE))

@@ -713,3 +713,18 @@ def test_dropout_without_a_row_factor_is_refused(kind: str) -> None:
 def test_settings_out_of_range_are_named(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"^{name} must be"):
         TrainingConfig(**{name: value})  # type: ignore[arg-type]
+
+
+def test_what_users_took_before_says_nothing_that_the_log_says_already() -> None:
+    """And what it says beside that changes the numbers."""
+    log, judged = make_log(BASE), make_log(BASE, seed=3)
+    found = []
+    for taken in (None, log, judged):
+        bank = AdapterBank.for_log(BASE, log, KINDS["rows"])
+        train(bank, log, SHORT, judge=None, taken=taken)
+        found.append({name: p.detach().clone() for name, p in bank.named_parameters()})
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+    assert not all(torch.equal(found[0][name], found[2][name]) for name in found[0])
+    other = make_log(make_base(num_users=3))
+    with pytest.raises(ValueError, match="not on the base's id maps"):
+        train(AdapterBank.for_log(BASE, log, KINDS["rows"]), log, SHORT, judge=None, taken=other)
