@@ -136,14 +136,15 @@ def _read_xlsx(path: Path) -> pd.DataFrame:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    data = pa.py_buffer(path.read_bytes())
+    data = path.read_bytes()
+    # One thread: only then do Arrow's messages number the row.
+    alone = csv.ReadOptions(use_threads=False)
     try:
-        with csv.open_csv(data) as lines:
-            _check_columns(path, lines.schema.names)
+        header = b"".join(data.partition(b"\n")[:2])
+        _check_columns(path, csv.read_csv(pa.py_buffer(header), alone).column_names)
         table = csv.read_csv(
-            data,
-            # One thread: only then do Arrow's messages number the row.
-            csv.ReadOptions(use_threads=False),
+            pa.py_buffer(data),
+            alone,
             convert_options=csv.ConvertOptions(
                 column_types=dict.fromkeys(_COLUMNS, pa.string()),
                 include_columns=_COLUMNS,

@@ -48,6 +48,6 @@ def test_the_installed_wheel_answers(wheel: Path, tmp_path: Path) -> None:
         "import reclora, reclora.pipelines.demo as d, reclora.datasets.movielens as m;"
         "import pathlib; root = pathlib.Path(reclora.__file__).parent;"
         "assert pathlib.Path(d.__file__).is_relative_to(root), d.__file__;"
-        "assert pathlib.Path(m.__file__).is_relative_to(root) and d.SETTINGS.exists()"
+        "assert pathlib.Path(m.__file__).is_relative_to(root) and d.settings_of('xmarket').exists()"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
