@@ -64,6 +64,8 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
         folder,
         log,
         compared=(),
+        # Without a parent nothing else can serve a segment without data.
+        parent="none",
         split=SplitConfig(pretrain=0.6, train=0.2, validation=0.1, test=0.1),
     )
     positive = LogContract(min_label=1.0)
