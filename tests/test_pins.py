@@ -251,7 +251,7 @@ for turn in range(16):
         )
         assert any(text in str(error) for text in allowed), error
         done["refused"] += 1
-print(json.dumps(done))
+print(json.dumps(done) + "\\n", end="", flush=True)
 """
 
 
