@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
 from reclora.factorisation import FactorisationConfig
+from reclora.recency import check_half_life
 from reclora.training import TrainingConfig
 
 
@@ -73,8 +73,7 @@ class BaseSettings:
             raise ValueError("saved and import_users both name a base model; give one of them")
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"hidden widths must be at least 1, got {self.hidden}")
-        if not 0 <= self.half_life < math.inf:
-            raise ValueError(f"half_life must be 0 (none) or positive, got {self.half_life}")
+        check_half_life(self.half_life)
         # A value that is out of range is found now, not after the first ones have trained.
         self.grid()
 

@@ -16,23 +16,23 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from reclora.base import BaseModel
+from reclora.base import BaseModel, read_provenance
 from reclora.comparison import compare, means
 from reclora.counted import mix, segment_seed
 from reclora.evaluation import evaluate, headline_of
-from reclora.files import make_folder, read_parquet, write_parquet, write_text
+from reclora.files import make_folder, read_parquet, write_text
 from reclora.interactions import Interactions, LogContract, LogError, prepare_log
 from reclora.popularity import popularity
 from reclora.splits import LeakageError
 
-from .bases_chosen import Bench, Trained, evaluated, judgements, seconds_of
+from .assessment import write_table
+from .bases_chosen import Bench, Trained, evaluated, judgements
 from .bases_settings import POPULARITY, StudySettings
 from .figures import FIGURES, Effort, figures_of, read_figures, write_figures
 from .held_out import hold_out_some
@@ -94,11 +94,11 @@ def study_bases(settings: StudySettings) -> Studied:
     held_out = hold_out_some("the validation rows", later, earlier, settings.evaluation)
     bench = Bench(settings, log.train, log.inputs["train"], earlier, headline_of(held_out))
     trained = {name: bench.trained(name, model) for name, model in settings.models.items()}
-    _write_table(folder / "validation.parquet", judgements(trained))
+    write_table(folder / "validation.parquet", judgements(trained))
     results, efforts = _on_test(trained, log, settings, study)
-    _write_table(folder / "results.parquet", results)
+    write_table(folder / "results.parquet", results)
     best = max(trained, key=lambda name: trained[name].chosen.best[1])
-    _write_table(folder / "comparison.parquet", _comparison(results, best))
+    write_table(folder / "comparison.parquet", _comparison(results, best))
     averages = means(results, segment_intervals=False)
     figures = figures_of(settings.name, averages, efforts, settings.repeat)
     write_figures(folder / FIGURES, figures)
@@ -195,9 +195,8 @@ def _on_test(
             base = BaseModel.load(path)
             with step(f"ranking on test: {name}, seed {seed}"):
                 tables.append(evaluated(base, held_out, name, study, seed))
-            costs.append(seconds_of(path))
-        numbers = (len(base.users) + len(base.items)) * base.embedding_dim + len(base.items)
-        efforts[name] = Effort(len(costs), numbers, float(np.mean(costs)))
+            costs.append(read_provenance(path)["seconds"])
+        efforts[name] = Effort(len(costs), base.num_numbers, float(np.mean(costs)))
     return pd.concat(tables, ignore_index=True), efforts
 
 
@@ -212,10 +211,6 @@ def _comparison(results: pd.DataFrame, best: str) -> pd.DataFrame:
     ]
     table = pd.concat(tables, ignore_index=True)
     return table[table["scope"] == "all"].reset_index(drop=True)
-
-
-def _write_table(path: Path, table: pd.DataFrame) -> None:
-    write_parquet(path, pa.Table.from_pandas(table, preserve_index=False))
 
 
 def _table(folder: Path) -> Table:

@@ -133,12 +133,6 @@ class Bench:
         return path
 
 
-def seconds_of(base: Path) -> float:
-    """The CPU time that training a base in this folder took."""
-    about = json.loads((base / "base.json").read_text(encoding="utf-8"))
-    return float(about["provenance"]["seconds"])
-
-
 def evaluated(base: BaseModel, held_out: HeldOut, model: str, run: str, seed: int) -> pd.DataFrame:
     """The results of a base, as `evaluate` gives them."""
     scorer = base.scorer()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-
 import numpy as np
 
-from reclora.base import BaseModel
+from reclora.base import read_provenance
 from reclora.interactions import Interactions
 
 from .contenders import POOLED, SUBJECT, Trained
@@ -34,11 +31,11 @@ def efforts_of(
     efforts = {
         POPULARITY_ALL: Effort(1, _pairs(windows.before_test), nothing),
         POPULARITY_RECENT: Effort(1, _pairs(windows.train), nothing),
-        BASE: Effort(1, _size(inputs.base), _seconds_of_base(settings)),
+        BASE: Effort(1, inputs.base.num_numbers, _seconds_of_base(settings)),
     }
     seeds = len(settings.seeds)
     if scratch is not None:
-        efforts[SCRATCH] = Effort(seeds, _size(scratch.base), scratch.seconds)
+        efforts[SCRATCH] = Effort(seeds, scratch.base.num_numbers, scratch.seconds)
     pooled = [t.training.seconds for t in learned.trained if t.contender.model == POOLED]
     for trained in learned.trained:
         below = sum(pooled) if trained.parent is not None else 0.0
@@ -58,15 +55,7 @@ def _pairs(log: Interactions) -> int:
     return len(np.unique(log.segment_rows * len(log.items) + log.item_rows))
 
 
-def _size(base: BaseModel) -> int:
-    tables = base.user_table, base.item_table, base.item_bias
-    towers = [] if base.tower is None else [*base.tower.weights, *base.tower.biases]
-    own = sum(table.num_own_rows * table.embedding_dim for table in tables)
-    return own + sum(weights.numel() for weights in towers)
-
-
 def _seconds_of_base(settings: RunSettings) -> float:
     """NaN where it was not pretrained here."""
     folder = settings.base.saved or settings.base_folder
-    about: Mapping[str, float] = json.loads((folder / "base.json").read_text())["provenance"]
-    return about.get("seconds", float("nan"))
+    return float(read_provenance(folder).get("seconds", "nan"))

@@ -5,15 +5,12 @@ It is made once, and what decides it stands beside it, so that a folder never ge
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from reclora.base import BaseModel
+from reclora.base import BaseModel, read_provenance
 from reclora.files import sha256_of
 from reclora.interchange import import_base
 from reclora.splits import WINDOWS, Windows
@@ -48,7 +45,7 @@ def pretrain(settings: RunSettings, inputs: Mapping[str, str]) -> BaseModel:
     folder = settings.base_folder
     if folder.exists():
         base = BaseModel.load(folder)
-        if _provenance(folder).get("made_from") != made_from:
+        if read_provenance(folder).get("made_from") != made_from:
             raise SettingsError(
                 f"{folder} holds a base model that {_makers(settings.base)} made, and adapters in "
                 f"the store belong to it. To adapt that base to this log, set base.saved = "
@@ -81,7 +78,7 @@ def check_earlier(settings: RunSettings, whole: Windows) -> None:
     """
     if settings.base.saved is None:
         return
-    last = _provenance(settings.base.saved).get("last_moment")
+    last = read_provenance(settings.base.saved).get("last_moment")
     first = int(whole.train.timestamps.min())
     if last is None:
         return
@@ -97,11 +94,6 @@ def check_earlier(settings: RunSettings, whole: Windows) -> None:
             f"{settings.base.saved} was trained on rows up to {until}, but the train window begins "
             f"at {begin}: give a larger split.pretrain, or pretrain anew"
         )
-
-
-def _provenance(folder: Path) -> dict[str, Any]:
-    """What `pretrain` wrote of a base where it comes from."""
-    return dict(json.loads((folder / "base.json").read_text())["provenance"])
 
 
 def _of_first_window(settings: RunSettings, inputs: Mapping[str, str]) -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import json
-import math
 import shutil
 import subprocess
 import time
@@ -22,6 +21,7 @@ from reclora.evaluation import EvaluationConfig
 from reclora.files import make_folder, write_text
 from reclora.gate import GateConfig
 from reclora.interactions import LogContract
+from reclora.recency import check_half_life
 from reclora.splits import WINDOWS, SplitConfig
 from reclora.training import TrainingConfig
 
@@ -168,8 +168,7 @@ class RunSettings:
         for name in ("threads", "workers", "chunk_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.half_life < math.inf:
-            raise ValueError(f"half_life must be 0 (none) or positive, got {self.half_life}")
+        check_half_life(self.half_life)
         if self.workers > 1 and self.threads > 1:
             raise ValueError("several workers have one thread each: set threads = 1")
         if len(set(self.compared)) < len(self.compared):

@@ -6,10 +6,9 @@ base and as many epochs as the last tenth of those rows likes best.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 
-from reclora.base import BaseModel
+from reclora.base import BaseModel, read_provenance
 
 from .base_settings import BaseSettings
 from .inputs import Inputs
@@ -41,13 +40,12 @@ def from_scratch(settings: RunSettings, inputs: Inputs, seed: int) -> Retrained:
         own = replace(_chosen(settings), seed=seed)
         made = train_base(window, own, settings.split.by, own_ids=False)
         made.base.save(kept, {"seconds": made.seconds})
-    about = json.loads((kept / "base.json").read_text())
-    return Retrained(BaseModel.load(kept), about["provenance"]["seconds"])
+    return Retrained(BaseModel.load(kept), read_provenance(kept)["seconds"])
 
 
 def _chosen(settings: RunSettings) -> BaseSettings:
     """What the search for the run's own base chose; without one, all that is to be tried."""
     folder = settings.base.saved or settings.base_folder
-    tried = json.loads((folder / "base.json").read_text())["provenance"].get("tried", [])
+    tried = read_provenance(folder).get("tried", [])
     chosen = [{n: row[n] for n in settings.base.searched} for row in tried if row["chosen"]]
     return next((s for s in settings.base.grid() if s.searched in chosen), settings.base)

@@ -117,6 +117,12 @@ class BaseModel:
     def embedding_dim(self) -> int:
         return self.user_table.embedding_dim
 
+    @property
+    def num_numbers(self) -> int:
+        """How many numbers it stores: of its tables, without grown rows, and of its tower."""
+        tables = [t.weight_ND for t in (self.user_table, self.item_table, self.item_bias)]
+        return sum(numbers.numel() for numbers in [*tables, *_tower_tensors(self.tower).values()])
+
     def __repr__(self) -> str:
         tower = (
             "no tower"
@@ -285,6 +291,16 @@ class BaseModel:
             raise BaseError(
                 f"the base's bytes have fingerprint {found}, but it was saved as {self.fingerprint}"
             )
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """What was written, when a base was saved, about where it comes from.
+
+    Raises:
+        OSError: the folder holds no saved base.
+    """
+    about = json.loads((folder / "base.json").read_text(encoding="utf-8"))
+    return dict(about["provenance"])
 
 
 def _read_back(written: Path, folder: Path) -> None:

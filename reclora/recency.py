@@ -19,6 +19,14 @@ DAY = 86_400_000_000
 """Microseconds, the unit of timestamps."""
 
 
+def check_half_life(half_life: float) -> None:
+    """Refuse a half-life that is negative or not finite (ValueError)."""
+    if not 0 <= half_life < math.inf:
+        raise ValueError(
+            f"half_life must be 0 (none) or a positive number of days, got {half_life}"
+        )
+
+
 def faded(log: Interactions, half_life: float) -> Interactions:
     """The same rows, weighted by their age at the log's last moment.
 
@@ -28,10 +36,7 @@ def faded(log: Interactions, half_life: float) -> Interactions:
     Raises:
         ValueError: the half-life is negative or not finite.
     """
-    if not 0 <= half_life < math.inf:
-        raise ValueError(
-            f"half_life must be 0 (none) or a positive number of days, got {half_life}"
-        )
+    check_half_life(half_life)
     if half_life == 0 or len(log) == 0:
         return log
     ages = (log.timestamps.max() - log.timestamps) / DAY
