@@ -6,6 +6,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 
 import pyarrow as pa
@@ -78,6 +79,28 @@ def windows_of(settings: RunSettings) -> Windows:
     return together(pretrain, train, validation, test, by=settings.split.by)
 
 
+def declined_of(
+    settings: RunSettings, users: IdMap, items: IdMap, given: Sequence[str]
+) -> Interactions | None:
+    """The rows of the log below its `min_label`, as one segment on these id maps; None where the
+    contract drops them. Rows of ids that the maps do not know are left out.
+
+    Args:
+        given: the windows whose rows they are, where windows are given as files: each has those of
+            users and items with a positive row in it. Of a log that is cut here they are all rows.
+    """
+    if settings.log.contract.declined == "drop":
+        return None
+    folders = [settings.log_folder / name for name in given]
+    if settings.log.windows is None:
+        folders = [settings.log_folder]
+    parts = (
+        Interactions.read(folder, declined=True).pooled().onto(users, items)[0]
+        for folder in folders
+    )
+    return reduce(Interactions.joined, parts)
+
+
 def check_same_ids(what: str, log: IdMap, base: IdMap) -> None:
     """Refuse a log whose identifiers are of another type than the base's (ValueError)."""
     if log.ids.type != base.ids.type:
@@ -126,6 +149,7 @@ def _together(
             for window, summary in zip(WINDOWS, summaries, strict=True)
             for path, sha256 in summary.inputs.items()
         },
+        declined=sum(s.declined for s in summaries),
     )
 
 
@@ -138,6 +162,8 @@ def describe(summary: LogSummary) -> str:
     }
     parts = [f"{rows:,} {reason}" for reason, rows in went.items() if rows]
     kept = f"{summary.rows_kept:,} of {summary.rows_read:,} rows kept"
+    if summary.contract.declined == "keep":
+        kept += f", beside them {summary.declined:,} declined"
     return f"{kept}; {', '.join(parts)}" if parts else kept
 
 

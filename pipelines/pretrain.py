@@ -16,7 +16,7 @@ from reclora.interchange import import_base
 from reclora.splits import WINDOWS, Windows
 
 from .base_settings import BaseSettings
-from .prepare import windows_of
+from .prepare import declined_of, windows_of
 from .run import RunSettings, contents, digest, window_file
 from .settings import SettingsError, resolved
 from .train_base import train_base
@@ -60,7 +60,8 @@ def pretrain(settings: RunSettings, inputs: Mapping[str, str]) -> BaseModel:
         base.save(folder, {"made_from": made_from, "by": "import"})
     else:
         window = windows_of(settings).pretrain
-        made = train_base(window, settings.base, settings.split.by)
+        declined = declined_of(settings, window.users, window.items, WINDOWS[:1])
+        made = train_base(window, settings.base, settings.split.by, declined=declined)
         about = {"made_from": made_from, "by": "pretrain", "epochs": made.epochs, "inputs": inputs}
         about["last_moment"] = int(window.timestamps.max())
         about |= {"tower_epochs": made.tower_epochs, "tried": made.tried.to_dict("records")}
@@ -112,6 +113,9 @@ def _made_from(settings: RunSettings, inputs: Mapping[str, str]) -> str:
     imported = [path for path in (base.import_users, base.import_items, base.import_tables) if path]
     if not imported:
         contract = resolved(settings.log.contract)
+        if settings.log.contract.declined == "drop":
+            # A base stays that of its settings from before there were others.
+            del contract["declined"]
         split_of = resolved(settings.split)
         return digest(resolved(base), split_of, contract, contents(settings.log, inputs))
     missing = [str(path) for path in imported if not path.is_file()]

@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from reclora.base import BaseModel, read_provenance
+from reclora.splits import WINDOWS
 
 from .base_settings import BaseSettings
 from .inputs import Inputs
+from .prepare import declined_of
 from .run import RunSettings
 from .train_base import train_base
 
@@ -38,7 +40,8 @@ def from_scratch(settings: RunSettings, inputs: Inputs, seed: int) -> Retrained:
     if not kept.exists():
         window = inputs.windows.before_validation
         own = replace(_chosen(settings), seed=seed)
-        made = train_base(window, own, settings.split.by, own_ids=False)
+        declined = declined_of(settings, window.users, window.items, WINDOWS[:2])
+        made = train_base(window, own, settings.split.by, own_ids=False, declined=declined)
         made.base.save(kept, {"seconds": made.seconds})
     return Retrained(BaseModel.load(kept), read_provenance(kept)["seconds"])
 

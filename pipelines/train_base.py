@@ -20,7 +20,7 @@ from reclora.configs import AdapterConfig
 from reclora.evaluation import EvaluationConfig, HeldOut, RankingJudge, evaluate
 from reclora.factorisation import factorise
 from reclora.interactions import IdMap, Interactions
-from reclora.recency import faded
+from reclora.recency import DAY, faded
 from reclora.splits import SplitBy, cut
 from reclora.tower import Tower
 from reclora.training import Training, train
@@ -54,26 +54,36 @@ class Pretrained:
 
 
 def train_base(
-    window: Interactions, settings: BaseSettings, by: SplitBy, *, own_ids: bool = True
+    window: Interactions,
+    settings: BaseSettings,
+    by: SplitBy,
+    *,
+    declined: Interactions | None = None,
+    own_ids: bool = True,
 ) -> Pretrained:
     """A base model trained on a window of the log.
 
     Args:
         by: how the last tenth is cut off, which chooses.
+        declined: rows that were shown and not taken, on the window's id maps. What is trained on
+            some rows is trained on those of them that came no later than the last of these.
         own_ids: the base knows the users and items of the window; else those of its id maps.
 
     Raises:
-        ValueError: nobody has anything new in the last tenth.
+        ValueError: nobody has anything new in the last tenth; or what `factorise` says of declined
+            rows.
         FactorisationError: the numbers are not finite.
     """
-    known = window.pooled()
+    known, declined = window.pooled(), None if declined is None else declined.pooled()
     if own_ids:
         users = IdMap.of(window.users.ids_of(np.unique(window.user_rows)))
         items = IdMap.of(window.items.ids_of(np.unique(window.item_rows)))
         known, _ = known.onto(users, items)
+        declined = None if declined is None else declined.onto(users, items)[0]
     earlier, later = cut(known, (0.9, 0.1), by)
     held_out = hold_out_some("the last tenth of the pretrain window", later, earlier, JUDGED_BY)
-    tried = [_try(earlier, each, held_out) for each in _counted(settings.grid())]
+    declined_earlier = _until(declined, earlier, by)
+    tried = [_try(earlier, declined_earlier, s, held_out) for s in _counted(settings.grid())]
     best = max(tried, key=lambda t: t.value)
     chosen = best.settings
     with step(f"pretraining: {best.epochs} epochs") as progress:
@@ -81,6 +91,7 @@ def train_base(
             faded(known, chosen.half_life),
             chosen.factorisation,
             seed=chosen.seed,
+            declined=_faded(_until(declined, known, by), known, chosen.half_life),
             epochs=best.epochs,
             progress=progress,
         )
@@ -116,7 +127,37 @@ def _counted(grid: Sequence[BaseSettings]) -> Sequence[tuple[str, BaseSettings]]
     return [(f"setting {at}{of}" if of else "the epochs", s) for at, s in enumerate(grid, 1)]
 
 
-def _try(earlier: Interactions, each: tuple[str, BaseSettings], held_out: HeldOut) -> _Tried:
+def _until(declined: Interactions | None, log: Interactions, by: SplitBy) -> Interactions | None:
+    """What was declined no later than the log's last row, or with cuts that are each user's own no
+    later than the user's last.
+    """
+    if declined is None:
+        return None
+    last_U = np.full(len(log.users), log.timestamps.max())
+    if by != "global_time":
+        last_U[:] = np.iinfo(np.int64).min
+        np.maximum.at(last_U, log.user_rows, log.timestamps)
+    return declined.select(declined.timestamps <= last_U[declined.user_rows])
+
+
+def _faded(
+    declined: Interactions | None, log: Interactions, half_life: float
+) -> Interactions | None:
+    """Declined rows that count for less the older they are at the log's last moment."""
+    if declined is None or half_life == 0 or len(declined) == 0:
+        return declined
+    own = faded(declined, half_life)
+    assert own.weights is not None
+    ahead = (log.timestamps.max() - own.timestamps.max()) / DAY
+    return replace(own, weights=own.weights * np.float32(np.exp2(-ahead / half_life)))
+
+
+def _try(
+    earlier: Interactions,
+    declined: Interactions | None,
+    each: tuple[str, BaseSettings],
+    held_out: HeldOut,
+) -> _Tried:
     """Factorise all but the last tenth; the best epoch of it."""
     what, settings = each
 
@@ -130,6 +171,7 @@ def _try(earlier: Interactions, each: tuple[str, BaseSettings], held_out: HeldOu
             faded(earlier, settings.half_life),
             settings.factorisation,
             seed=settings.seed,
+            declined=_faded(declined, earlier, settings.half_life),
             judge=judge,
             progress=progress,
         )

@@ -193,6 +193,8 @@ def test_a_unit_is_plausible_for_one_range_only() -> None:
         ({"time_unit": "m"}, "got 'm'"),
         ({"duplicates": "last"}, "'first' or 'exact', got 'last'"),
         ({"min_label": float("nan")}, "finite"),
+        ({"declined": "forget", "min_label": 1.0}, "declined must be 'drop' or 'keep'"),
+        ({"declined": "keep"}, "keeps the rows below min_label, and there is none"),
         ({"max_quarantined": 1.5}, "in 0..1, got 1.5"),
         ({"max_quarantined": float("nan")}, "in 0..1"),
     ],

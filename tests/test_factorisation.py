@@ -44,6 +44,15 @@ CONFIGS = {
 }
 """One config of each loss, and more."""
 DESCENDING = [name for name, config in CONFIGS.items() if config.loss != "ials"]
+LABELLED = {
+    "alone": FactorisationConfig(loss="bce", num_negatives=0, negative_weight=2.0, **SMALL),
+    "alone dot": FactorisationConfig(
+        loss="bce", num_negatives=0, similarity="dot", l2=0.2, user_weight=0.5, **SMALL
+    ),
+    "and every item": FactorisationConfig(loss="bce", negative_weight=3.0, l2=0.1, **SMALL),
+    "and drawn": FactorisationConfig(loss="bce", num_negatives=5, l2=0.1, **SMALL),
+}
+"""Configs that take declined rows."""
 
 
 def log_of(
@@ -99,7 +108,8 @@ def slow_objective(config: FactorisationConfig, tables: Tables, step: Step) -> f
     bias: list[float] = tables.bias_N.tolist()
     num_items = len(bias)
     rows = list(range(num_items)) if step.drawn is None else step.drawn.rows_J.tolist()
-    pairs = list(zip(step.owner_B.tolist(), step.item_B.tolist(), strict=True))
+    labelled = list(zip(step.owner_B.tolist(), step.item_B.tolist(), strict=True))
+    pairs = labelled[: len(labelled) - step.num_declined]
 
     def score(user: int, item: int) -> float:
         if config.similarity == "dot":
@@ -108,8 +118,15 @@ def slow_objective(config: FactorisationConfig, tables: Tables, step: Step) -> f
         return (cosine if config.loss == "ccl" else cosine / config.temperature) + bias[item]
 
     total = 0.0
-    for (owner, item), weight in zip(pairs, step.weight_B.tolist(), strict=True):
-        user = int(step.user_U[owner])
+    for at, (owner, item) in enumerate(labelled):
+        user, weight = int(step.user_U[owner]), float(step.weight_B[at]) / len(labelled)
+        chance = 1 / (1 + math.exp(-score(user, item)))
+        if at >= len(pairs):
+            total -= weight * (config.negative_weight or 1.0) * math.log(1 - chance)
+            continue
+        if not rows:
+            total -= weight * math.log(chance)
+            continue
         negatives, weights = [], []
         for place, row in enumerate(rows):
             counts = 1.0
@@ -118,7 +135,7 @@ def slow_objective(config: FactorisationConfig, tables: Tables, step: Step) -> f
                 counts = 1 / (len(rows) * q if config.loss == "softmax" else num_items * q)
             negatives.append(score(user, row))
             weights.append(0.0 if (owner, row) in pairs else counts)
-        total += weight * formula_of(config)(score(user, item), negatives, weights) / len(pairs)
+        total += weight * formula_of(config)(score(user, item), negatives, weights)
     used = [users[int(user)] for user in step.user_U]
     total += config.l2 / 2 * sum(reference.length(row) ** 2 for row in used) / len(used)
     used = items if step.drawn is None else [items[i] for i in [*step.item_B.tolist(), *rows]]
@@ -137,16 +154,31 @@ def a_step(config: FactorisationConfig) -> Step:
     return Step(torch.tensor([2, 0]), owner_B, item_B, weight_B, drawn, own)
 
 
+def a_labelled_step(config: FactorisationConfig) -> Step:
+    """The same with rows that the two users declined; some of what is drawn was declined, too."""
+    step = a_step(config)
+    if config.num_negatives == 0:
+        none = torch.tensor([], dtype=torch.int64)
+        step = replace(step, drawn=Negatives(none, none.double(), 6), own=(none, none))
+    return replace(
+        step,
+        owner_B=torch.cat([step.owner_B, torch.tensor([0, 0, 1])]),
+        item_B=torch.cat([step.item_B, torch.tensor([3, 0, 3])]),
+        weight_B=torch.cat([step.weight_B, torch.tensor([0.3, 1.4, 1.1]).double()]),
+        num_declined=3,
+    )
+
+
 def some_tables(dim: int = 3) -> Tables:
     generator = torch.Generator().manual_seed(7)
     shapes = (5, dim), (6, dim), (6,)
     return Tables(*(torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes))
 
 
-@pytest.mark.parametrize("name", DESCENDING)
+@pytest.mark.parametrize("name", [*DESCENDING, *LABELLED])
 def test_the_objective_and_its_gradient_are_those_of_plain_loops(name: str) -> None:
-    config, tables = CONFIGS[name], some_tables()
-    step = a_step(config)
+    config, tables = (CONFIGS | LABELLED)[name], some_tables()
+    step = a_labelled_step(config) if name in LABELLED else a_step(config)
     for table in (tables.user_ND, tables.item_ND, tables.bias_N):
         table.requires_grad_()
     loss, minimised = Objective(config)(tables, step)
@@ -386,6 +418,115 @@ def test_the_last_epoch_is_judged_too() -> None:
     made = factorise(LOG, config, seed=0, judge=lambda base: 1.0, epochs=3)
     assert made.curve.score.notna().tolist() == [False, True, True]
     assert made.best_epoch == 2
+
+
+# Rows that were shown and not taken.
+
+DECLINES = [(0, 0), (0, 4), (1, 5), (1, 3), (2, 3), (2, 3), (3, 2)]
+"""One that the user took another time, one twice, one of a user who took nothing."""
+COUNTED = [(0, 0), (1, 5), (1, 3), (2, 3)]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("user_weight", [0.0, 0.5, 1.0])
+def test_the_training_loss_of_a_labelled_log_is_the_cross_entropy_of_its_rows(
+    user_weight: float, weighted: bool
+) -> None:
+    config = replace(LABELLED["alone"], epochs=1, lr=1e-9, bias_lr=1e-9, user_weight=user_weight)
+    yes = [1.0, 3.0, 2.0, 1.0, 4.0, 0.5, 0.0] if weighted else [1.0] * 7
+    # Of the pair that is there twice the larger weight counts.
+    no = [2.0, 9.0, 0.5, 3.0, 1.0, 5.0, 9.0] if weighted else [1.0] * 7
+    logs = [
+        log_of(pairs, weights=w if weighted else None)
+        for pairs, w in ((PAIRS, yes), (DECLINES, no))
+    ]
+    made = factorise(logs[0], config, seed=3, declined=logs[1])
+    scores = scores_of(made.base).tolist()
+    labelled = [(pair, 1, w) for pair, w in zip(PAIRS, yes, strict=True)]
+    labelled += [
+        (pair, 0, max(w for other, w in zip(DECLINES, no, strict=True) if other == pair))
+        for pair in COUNTED
+    ]
+    total = counted = 0.0
+    for (user, item), label, weight in labelled:
+        chance = 1 / (1 + math.exp(-scores[user][item]))
+        share = weight / sum(pair[0] == user for pair, _, _ in labelled) ** user_weight
+        total -= share * (math.log(chance) if label else 2.0 * math.log(1 - chance))
+        counted += share
+    assert made.curve.training_loss.item() == pytest.approx(total / counted, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_an_epoch_takes_every_labelled_pair_once_and_hides_only_what_was_taken(name: str) -> None:
+    """What was declined stays among the other negatives: it is one."""
+    positives = Positives.of(LOG)
+    declined = positives.declined(log_of(DECLINES))
+    steps = Steps(positives, LABELLED[name], stream(), declined)
+    found: tuple[list[tuple[int, int]], list[tuple[int, int]]] = ([], [])
+    for step in steps.of(1):
+        users = step.user_U[step.owner_B].tolist()
+        labelled = list(zip(users, step.item_B.tolist(), strict=True))
+        num_positive = len(labelled) - step.num_declined
+        found[0].extend(labelled[:num_positive])
+        found[1].extend(labelled[num_positive:])
+        rows_J = torch.arange(6) if step.drawn is None else step.drawn.rows_J
+        owners, columns = step.own
+        hidden = zip(step.user_U[owners].tolist(), rows_J[columns].tolist(), strict=True)
+        users = step.user_U.tolist()
+        assert sorted(hidden) == sorted(
+            (user, item) for user in users for item in rows_J.tolist() if (user, item) in PAIRS
+        )
+    assert [sorted(pairs) for pairs in found] == [sorted(PAIRS), sorted(COUNTED)]
+    assert steps.num_rows == len(PAIRS) + len(COUNTED)
+
+
+def test_a_declined_item_comes_to_score_less_than_a_taken_one() -> None:
+    config = replace(LABELLED["alone"], epochs=60, judge_every=60, lr=0.05)
+    scores = scores_of(factorise(LOG, config, seed=0, declined=log_of(COUNTED)).base)
+    for user, item in COUNTED:
+        taken = [own for owner, own in PAIRS if owner == user]
+        assert scores[user, item] < scores[user, taken].min()
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_order_segments_and_repetitions_of_declined_rows_change_nothing(name: str) -> None:
+    plain = factorise(LOG, LABELLED[name], seed=0, declined=log_of(COUNTED))
+    other = log_of(DECLINES[::-1], segments=[1, 0, 0, 1, 1, 0, 1])
+    assert factorise(LOG, LABELLED[name], seed=0, declined=other).base.fingerprint == (
+        plain.base.fingerprint
+    )
+    torch.testing.assert_close(
+        plain.base.user_table.weight_ND[3],
+        plain.base.user_table.weight_ND[[0, 1, 2, 4]].mean(0),
+    )
+    fewer = factorise(LOG, LABELLED[name], seed=0, declined=log_of(COUNTED[1:]))
+    assert fewer.base.fingerprint != plain.base.fingerprint
+
+
+@pytest.mark.parametrize("pairs", [[], [(3, 2)], [(0, 4)]])
+def test_declined_rows_of_which_none_counts_are_no_declined_rows(
+    pairs: list[tuple[int, int]],
+) -> None:
+    plain = factorise(LOG, LABELLED["and drawn"], seed=0)
+    same = factorise(LOG, LABELLED["and drawn"], seed=0, declined=log_of(pairs))
+    assert same.base.fingerprint == plain.base.fingerprint
+    with pytest.raises(ValueError, match="num_negatives = 0 leaves .*none of Interactions"):
+        factorise(LOG, LABELLED["alone"], seed=0, declined=log_of(pairs))
+
+
+def test_declined_rows_that_cannot_be_used_are_refused() -> None:
+    for name in ("softmax", "ccl", "bpr", "ials"):
+        with pytest.raises(ValueError, match=f"negatives of loss = 'bce' alone, got '{name}'"):
+            factorise(LOG, CONFIGS[name], seed=0, declined=log_of(COUNTED))
+    elsewhere = log_of(COUNTED, num_items=7)
+    with pytest.raises(ValueError, match="must be on the id maps of Interactions"):
+        factorise(LOG, LABELLED["and drawn"], seed=0, declined=elsewhere)
+    with pytest.raises(ValueError, match="the only negatives, and none were given"):
+        factorise(LOG, LABELLED["alone"], seed=0)
+    with pytest.raises(ValueError, match="num_negatives must be at least 0"):
+        FactorisationConfig(loss="bce", num_negatives=-1)
+    with pytest.raises(ValueError, match="num_negatives must be at least 1"):
+        FactorisationConfig(loss="ccl", num_negatives=0)
 
 
 # The closed form.

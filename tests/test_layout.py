@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import math
 import os
 import random
 import re
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +45,9 @@ def write(path: Path, rows: list[Row]) -> Path:
     return path
 
 
-def laid_out(folder: Path) -> list[Row]:
-    """Return the rows of log.parquet as `write` takes them."""
-    table = pq.read_table(folder / "log.parquet")
+def laid_out(folder: Path, name: str = "log.parquet") -> list[Row]:
+    """Return the rows of log.parquet, or of another file like it, as `write` takes them."""
+    table = pq.read_table(folder / name)
     seconds = [value // 10**6 - START for value in table["timestamp"].cast(pa.int64()).to_pylist()]
     columns = [table[name].to_pylist() for name in table.column_names]
     columns[2] = seconds
@@ -135,6 +137,74 @@ def test_duplicates_merge_as_a_plain_loop_does(
     expected = sorted(kept.values(), key=lambda row: (row[3], row[2], row[0], row[1]))
     assert laid_out(folder / "log") == expected
     assert summary.duplicates == len(rows) - len(expected)
+
+
+@settings(max_examples=25, deadline=None)
+@given(LOG_ROWS, st.sampled_from(["first", "exact"]))
+def test_declined_rows_are_laid_out_beside_the_log_as_a_plain_loop_does(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[Row], rule: Any
+) -> None:
+    """The log and the id maps are those of a contract that drops them, to the byte."""
+    folder = tmp_path_factory.mktemp("l")
+    keep = LogContract(time_unit="s", duplicates=rule, min_label=0.5, declined="keep")
+    path = write(folder / "in", rows)
+    kept = prepare_log([path], folder / "kept", keep)
+    dropped = prepare_log([path], folder / "dropped", replace(keep, declined="drop"))
+    assert names(folder / "kept") == sorted([*FILES, "declined.parquet"])
+    for name in FILES:
+        if name != "summary.json":
+            assert digest(folder / "kept" / name) == digest(folder / "dropped" / name)
+    taken = [row for row in rows if row[4] >= 0.5]
+    users, items = {row[0] for row in taken}, {row[1] for row in taken}
+    no: dict[Row, Row] = {}
+    for row in sorted(rows, key=lambda row: (row[2], row[4], row[5])):
+        user, item, second, segment, label, _ = row
+        if label < 0.5 and user in users and item in items:
+            no.setdefault((segment, user, item) + ((second,) if rule == "exact" else ()), row)
+    expected = sorted(no.values(), key=lambda row: (row[3], row[2], row[0], row[1]))
+    assert laid_out(folder / "kept", "declined.parquet") == expected
+    assert kept == replace(dropped, contract=keep, declined=len(expected))
+    assert dropped.declined == 0 and dropped.below_min_label == len(rows) - len(taken)
+    assert LogSummary.read(folder / "kept") == kept
+
+
+def test_a_summary_that_drops_says_what_it_always_said(tmp_path: Path) -> None:
+    """So a folder goes on to be read by versions that know nothing of declined rows."""
+    path = write(tmp_path / "in", [("u", 1, 0, "s", 1.0)])
+    contract = LogContract(time_unit="s", min_label=1.0)
+    for kept in (contract, replace(contract, declined="keep")):
+        prepare_log([path], tmp_path / "log", kept)
+        said = json.loads((tmp_path / "log" / "summary.json").read_text())
+        is_new = kept.declined == "keep"
+        assert ("declined" in said) == ("declined" in said["contract"]) == is_new
+
+
+def test_what_is_declined_is_decided_to_the_last_bit(tmp_path: Path) -> None:
+    label = 0.1 + 0.2
+    rows = [("u", 1, 0, "s", label), ("u", 1, 1, "t", math.nextafter(label, 0))]
+    for least in (label, 1e-300, -1e300):
+        contract = LogContract(time_unit="s", min_label=least, declined="keep")
+        prepare_log([write(tmp_path / "in", rows)], tmp_path / "log", contract)
+        assert laid_out(tmp_path / "log") == [row for row in rows if row[4] >= least]
+        declined = [row for row in rows if row[4] < least]
+        assert laid_out(tmp_path / "log", "declined.parquet") == declined
+
+
+def test_declined_rows_come_and_go_with_the_contract(tmp_path: Path) -> None:
+    path = write(tmp_path / "in", [("u", 1, 0, "s", 1.0), ("u", 1, 2, "t", 0.0)])
+    folder = tmp_path / "log"
+    drop = LogContract(time_unit="s", min_label=1.0)
+    keep = replace(drop, declined="keep")
+    for contract, found in ((drop, 0), (keep, 1), (drop, 0), (keep, 1)):
+        summary = prepare_log([path], folder, contract)
+        assert summary.declined == found and summary.segments == {"s": 1, "t": 0}
+        assert ("declined.parquet" in names(folder)) == bool(found)
+    stamp = (folder / "log.parquet").stat().st_mtime_ns
+    assert prepare_log([path], folder, keep) == summary
+    assert (folder / "log.parquet").stat().st_mtime_ns == stamp
+    (folder / "declined.parquet").unlink()
+    assert prepare_log([path], folder, keep) == summary
+    assert laid_out(folder, "declined.parquet") == [("u", 1, 2, "t", 0.0)]
 
 
 def test_exact_duplicates_without_label_or_weight(tmp_path: Path) -> None:

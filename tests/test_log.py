@@ -1,5 +1,6 @@
 """Tests of reclora.interactions.log: rows stay together through sorting, selecting, translating."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -285,6 +286,54 @@ def test_read_refuses_a_folder_without_a_complete_log(folder: Path) -> None:
     (folder / "summary.json").unlink()
     with pytest.raises(LogError, match=r"summary\.json is missing"):
         Interactions.read(folder)
+
+
+def labelled(folder: Path) -> LogContract:
+    """A log laid out in `folder` of which every third row of 600 was declined."""
+    table = pa.table(
+        {
+            "user_id": [f"u{i % 50}" for i in range(600)],
+            "item_id": [i % 70 for i in range(600)],
+            "timestamp": pa.array(range(START, START + 600), pa.timestamp("us")),
+            "segment": [f"s{i % 4}" for i in range(600)],
+            "label": [i % 3 for i in range(600)],
+            "weight": [float(i) for i in range(600)],
+        }
+    )
+    pq.write_table(table, folder.parent / "labelled")
+    contract = LogContract(duplicates="exact", min_label=1, declined="keep")
+    prepare_log([folder.parent / "labelled"], folder, contract)
+    return contract
+
+
+def test_declined_rows_are_read_on_the_same_ids_and_segments(tmp_path: Path) -> None:
+    contract = labelled(tmp_path / "log")
+    yes, no = (Interactions.read(tmp_path / "log", declined=which) for which in (False, True))
+    assert (len(yes), len(no)) == (400, 200)
+    assert (no.users, no.items, no.segment_names) == (yes.users, yes.items, yes.segment_names)
+    assert no.weights is not None
+    for log, rest in ((yes, (1, 2)), (no, (0,))):
+        number = log.timestamps - START
+        assert set(number % 3) == set(rest) and sorted(number) == [
+            i for i in range(600) if i % 3 in rest
+        ]
+        assert log.users.ids_of(log.user_rows).to_pylist() == [f"u{i % 50}" for i in number]
+        assert log.items.ids_of(log.item_rows).to_pylist() == (number % 70).tolist()
+        assert [log.segment_names[s] for s in log.segment_rows] == [f"s{i % 4}" for i in number]
+        assert log.weights is not None and log.weights.tolist() == number.tolist()
+    path = tmp_path / "log" / "declined.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.slice(1), path)
+    with pytest.raises(LogError, match=r"expected 200 rows in declined\.parquet, got 199"):
+        Interactions.read(tmp_path / "log", declined=True)
+    unknown = table.set_column(0, "user_id", pa.array(["nobody"] * 200, pa.large_string()))
+    pq.write_table(unknown, path)
+    with pytest.raises(LogError, match=r"declined\.parquet, row 0: user_id is in no other file"):
+        Interactions.read(tmp_path / "log", declined=True)
+    prepare_log([tmp_path / "labelled"], tmp_path / "log", replace(contract, declined="drop"))
+    assert len(Interactions.read(tmp_path / "log")) == 400
+    with pytest.raises(LogError, match="below min_label were dropped; lay the log out again"):
+        Interactions.read(tmp_path / "log", declined=True)
 
 
 @pytest.mark.parametrize("name", ["log.parquet", "user_ids.parquet", "item_ids.parquet"])

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from reclora.files import write_parquet
-from reclora.interactions import Interactions, LogContract, LogError
-from reclora.pipelines.prepare import prepare, windows_of
+from reclora.interactions import IdMap, Interactions, LogContract, LogError
+from reclora.pipelines.prepare import declined_of, prepare, windows_of
 from reclora.pipelines.run import LogSettings, RunFolder, RunSettings, WindowFiles
 from reclora.splits import WINDOWS, LeakageError, SplitConfig
 from tests.small_runs import START, files_below, planted_log, random_log, small_settings
@@ -145,6 +146,81 @@ def test_given_windows_are_one_log(tmp_path: Path) -> None:
     with pytest.raises(LogError, match=r"train\.parquet: given twice"):
         prepare(replace(settings, log=twice))
     assert not settings.log_folder.exists()
+
+
+def declining(settings: RunSettings, path: Path) -> RunSettings:
+    """The settings for a log that `random_log` wrote, of whose rows every third is declined."""
+    table = pq.read_table(path)
+    label = pa.array([float(row % 3 > 0) for row in range(len(table))])
+    write_parquet(path, table.append_column("label", label))
+    contract = LogContract(min_label=1.0, declined="keep")
+    return replace(settings, log=replace(settings.log, contract=contract))
+
+
+def said_no(log: Interactions) -> list[tuple[str, str, int]]:
+    users, items = (
+        ids.ids_of(rows).to_pylist()
+        for ids, rows in ((log.users, log.user_rows), (log.items, log.item_rows))
+    )
+    return sorted(zip(users, items, log.timestamps.tolist(), strict=True))
+
+
+def test_declined_rows_are_on_the_ids_of_a_window(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = random_log(tmp_path / "log.parquet", {"a": (0, 1), "b": (0, 1)})
+    plain = small_settings(tmp_path, path)
+    settings = declining(plain, path)
+    summary = prepare(settings)
+    assert (
+        f"600 of 900 rows kept, beside them {summary.declined} declined; 300 below min_label"
+        in capsys.readouterr().err
+    )
+    window = windows_of(settings).pretrain
+    declined = declined_of(settings, window.users, window.items, ())
+    assert declined is not None and len(declined) == summary.declined
+    assert (declined.users, declined.items) == (window.users, window.items)
+    table = pq.read_table(path)
+    known = set(window.items.ids.to_pylist())
+    rows = table.filter(pc.equal(table["label"], 0.0)).to_pylist()
+    assert said_no(declined) == sorted(
+        (row["user_id"], row["item_id"], int(row["timestamp"].timestamp() * 10**6))
+        for row in rows
+        if row["item_id"] in known
+    )
+    few = IdMap(["u1", "u3"])
+    some = declined_of(settings, few, window.items, ())
+    assert some is not None and len(some)
+    assert said_no(some) == [row for row in said_no(declined) if row[0] in ("u1", "u3")]
+    prepare(plain)
+    assert declined_of(plain, window.users, window.items, ()) is None
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_declined_rows_of_given_windows_are_those_of_the_ones_named(
+    tmp_path: Path, number: int
+) -> None:
+    files = cut_log(tmp_path)
+    settings = replace(small_settings(tmp_path, tmp_path), log=LogSettings(windows=files))
+    for name in WINDOWS:
+        settings = declining(settings, getattr(files, name)[0])
+    summary = prepare(settings)
+    window = windows_of(settings).pretrain
+    declined = declined_of(settings, window.users, window.items, WINDOWS[:number])
+    assert declined is not None
+    assert (declined.users, declined.items) == (window.users, window.items)
+    assert (len(declined) == summary.declined) == (number == 4)
+    expected = []
+    for name in WINDOWS[:number]:
+        rows = pq.read_table(getattr(files, name)[0]).to_pylist()
+        taken = [row for row in rows if row["label"] == 1]
+        known = [{row[column] for row in taken} for column in ("user_id", "item_id")]
+        expected += [
+            (row["user_id"], row["item_id"], int(row["timestamp"].timestamp() * 10**6))
+            for row in rows
+            if row["label"] == 0 and row["user_id"] in known[0] and row["item_id"] in known[1]
+        ]
+    assert said_no(declined) == sorted(expected)
 
 
 def test_the_same_files_in_other_windows_are_another_run(tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from reclora.base import BaseModel
 from reclora.files import write_parquet
@@ -15,10 +17,10 @@ from reclora.interactions import Interactions, LogContract
 from reclora.pipelines.base_settings import BaseSettings
 from reclora.pipelines.prepare import prepare
 from reclora.pipelines.pretrain import check_earlier, pretrain
-from reclora.pipelines.run import LogSettings, RunSettings
-from reclora.pipelines.settings import SettingsError
+from reclora.pipelines.run import LogSettings, RunSettings, digest
+from reclora.pipelines.settings import SettingsError, resolved
 from reclora.splits import split
-from tests.small_runs import files_below, finished, random_log, small_settings
+from tests.small_runs import START, files_below, finished, random_log, small_settings
 from tests.test_prepare import cut_log
 
 
@@ -92,6 +94,112 @@ def test_the_base_of_given_windows_is_that_of_the_first(tmp_path: Path) -> None:
     for other in (grown, swapped):
         with pytest.raises(SettingsError, match="another log or other"):
             made(replace(settings, log=LogSettings(windows=other)))
+
+
+def shown_log(path: Path, seed: int) -> pa.Table:
+    """A log of what was shown, label 1 where it was taken.
+
+    Users are shown one of four departments each, and take in it what is as dear as they like: so
+    what was taken tells of the department, and what was declined of the price.
+    """
+    rng = np.random.default_rng(seed)
+    is_dear, likes_dear = rng.integers(0, 2, 160), rng.integers(0, 2, 48)
+    pairs = [
+        (user, item)
+        for user in range(48)
+        for item in rng.choice(np.arange(user % 4, 160, 4), 30, replace=False)
+    ]
+    user, item = rng.permutation(pairs).T
+    chance = np.where(is_dear[item] == likes_dear[user], 0.9, 0.2)
+    table = pa.table(
+        {
+            "user_id": [f"u{u}" for u in user],
+            "item_id": [f"i{i}" for i in item],
+            "timestamp": pa.array(START + np.arange(len(user)) * 10**9, pa.timestamp("us", "UTC")),
+            "segment": ["a"] * len(user),
+            "label": (rng.random(len(user)) < chance).astype(float),
+        }
+    )
+    write_parquet(path, table)
+    return table
+
+
+def ordered(base: BaseModel, later: pa.Table) -> float:
+    """The share of (taken, declined) pairs of a user's later rows that the base puts in order."""
+    users, items = base.users.ids.to_pylist(), base.items.ids.to_pylist()
+    scores = base.scorer().scores(torch.arange(len(users))).tolist()
+    rows = [r for r in later.to_pylist() if r["user_id"] in users and r["item_id"] in items]
+    of_user: dict[str, dict[float, list[float]]] = {}
+    for row in rows:
+        score = scores[users.index(row["user_id"])][items.index(row["item_id"])]
+        of_user.setdefault(row["user_id"], {0.0: [], 1.0: []})[row["label"]].append(score)
+    wins = [yes > no for own in of_user.values() for yes in own[1.0] for no in own[0.0]]
+    assert len(wins) > 500
+    return float(np.mean(wins))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_base_that_knows_what_was_declined_tells_it_from_what_was_taken(
+    tmp_path: Path, seed: int
+) -> None:
+    log = tmp_path / "log.parquet"
+    table = shown_log(log, seed)
+    dropped = LogContract(min_label=1.0)
+    kept = replace(dropped, declined="keep")
+    shares = {}
+    for name, contract, num_negatives in (
+        ("dropped", dropped, None),
+        ("beside", kept, None),
+        ("alone", kept, 0),
+    ):
+        settings = small_settings(tmp_path / name, log)
+        tables_of = replace(settings.base.factorisation, loss="bce", num_negatives=num_negatives)
+        settings = replace(
+            settings,
+            log=replace(settings.log, contract=contract),
+            base=replace(settings.base, factorisation=tables_of, hidden=()),
+        )
+        base = made(settings)
+        end = json.loads((settings.base_folder / "base.json").read_text())["provenance"]
+        is_later = pc.greater(table["timestamp"].cast(pa.int64()), end["last_moment"])
+        shares[name] = ordered(base, table.filter(is_later))
+        assert pretrain(settings, prepare(settings).inputs).fingerprint == base.fingerprint
+    assert min(shares["beside"], shares["alone"]) > shares["dropped"] + 0.05
+    assert min(shares["beside"], shares["alone"]) > 0.7
+
+
+def test_declined_rows_and_a_loss_without_them_are_refused(tmp_path: Path) -> None:
+    log = tmp_path / "log.parquet"
+    shown_log(log, 0)
+    settings = small_settings(tmp_path, log)
+    keep = LogContract(min_label=1.0, declined="keep")
+    with pytest.raises(ValueError, match="take 'bce', or leave the declined rows out"):
+        made(replace(settings, log=replace(settings.log, contract=keep)))
+    alone = replace(settings.base.factorisation, loss="bce", num_negatives=0)
+    with pytest.raises(ValueError, match="keep the rows of the log that were declined"):
+        made(replace(settings, base=replace(settings.base, factorisation=alone)))
+    assert not settings.base_folder.exists()
+
+
+def test_a_base_of_dropped_rows_is_that_of_before_they_could_be_kept(tmp_path: Path) -> None:
+    """What it was made from is told in the same words: a folder of then goes on to serve."""
+    log = tmp_path / "log.parquet"
+    shown_log(log, 0)
+    settings = small_settings(tmp_path, log)
+    contract = LogContract(min_label=1.0)
+    settings = replace(settings, log=replace(settings.log, contract=contract))
+    inputs = prepare(settings).inputs
+    made(settings)
+    about = json.loads((settings.base_folder / "base.json").read_text())["provenance"]
+    said = resolved(contract)
+    assert said.pop("declined") == "drop"
+    then = digest(resolved(settings.base), resolved(settings.split), said, sorted(inputs.values()))
+    assert about["made_from"] == then
+    bce = replace(settings.base.factorisation, loss="bce")
+    kept = replace(contract, declined="keep")
+    settings = replace(settings, base=replace(settings.base, factorisation=bce))
+    with pytest.raises(SettingsError, match="name another `folder`"):
+        made(replace(settings, log=replace(settings.log, contract=kept)))
 
 
 def test_an_imported_base_follows_its_tables_and_not_the_log(tmp_path: Path) -> None:

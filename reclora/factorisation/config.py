@@ -30,7 +30,8 @@ class FactorisationConfig:
     """What cosines are divided by; positive."""
     num_negatives: int | None = None
     """J, negatives of a step, common to its users; at least 1. None takes every item: it costs most
-    and gives most. `bpr` compares each row with each negative, and needs a number."""
+    and gives most. `bpr` compares each row with each negative, and needs a number. Of `bce` also 0:
+    the declined rows alone are its negatives."""
     batch_users: int = 256
     """Users of a step, with all their rows; at least 1."""
     embedding_dim: int = 64
@@ -56,8 +57,9 @@ class FactorisationConfig:
     margin: float = 0.6
     """Of `ccl`: the cosine below which a negative costs nothing; finite."""
     negative_weight: float | None = None
-    """Of `ccl` and `bce`: the weight of the negatives' mean against a positive; positive. None is
-    200 for `ccl`, which wants less the denser a log is, and 1 for `bce`."""
+    """Of `ccl` and `bce`: the weight of the negatives' mean against a positive, and of a declined
+    row against one; positive. None is 200 for `ccl`, which wants less the denser a log is, and 1
+    for `bce`."""
     init_std: float = 0.1
     """Standard deviation of the tables' numbers before the first step; positive."""
     unobserved_weight: float = 0.01
@@ -87,9 +89,10 @@ class FactorisationConfig:
         self._check_together()
 
     def _check_together(self) -> None:
-        if self.num_negatives is not None and self.num_negatives < 1:
+        fewest = 0 if self.loss == "bce" else 1
+        if self.num_negatives is not None and self.num_negatives < fewest:
             raise ValueError(
-                f"num_negatives must be at least 1, or None for every item, "
+                f"num_negatives must be at least {fewest}, or None for every item, "
                 f"got {self.num_negatives}"
             )
         if self.loss == "bpr" and self.num_negatives is None:

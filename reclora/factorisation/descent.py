@@ -23,14 +23,20 @@ from reclora.factorisation.objective import Objective, Step, Tables
 from reclora.factorisation.positives import Positives, Rows
 
 
-def descend(positives: Positives, config: FactorisationConfig, stream: U64) -> Iterator[Epoch]:
+def descend(
+    positives: Positives,
+    config: FactorisationConfig,
+    stream: U64,
+    declined: Positives | None = None,
+) -> Iterator[Epoch]:
     """The epochs of a factorisation, as many as are asked for, `config.epochs` at the most.
 
     Args:
         positives: by user.
         stream: one number, shape (1,), that all that is drawn follows.
+        declined: by user, of users who have positives.
     """
-    steps = Steps(positives, config, stream)
+    steps = Steps(positives, config, stream, declined)
     tables = _random_tables(positives, config, stream)
     optimizer = torch.optim.Adam(
         [
@@ -51,7 +57,7 @@ def descend(positives: Positives, config: FactorisationConfig, stream: U64) -> I
             optimizer.step()
             taken += 1
             total += float(loss.detach()) * len(step.item_B)
-        yield Epoch(total / len(positives.others), lambda: _scored(tables, config))
+        yield Epoch(total / steps.num_rows, lambda: _scored(tables, config))
 
 
 def _random_tables(positives: Positives, config: FactorisationConfig, stream: U64) -> Tables:
@@ -75,14 +81,23 @@ def _scored(tables: Tables, config: FactorisationConfig) -> tuple[Tensor, Tensor
 
 
 class Steps:
-    """The steps of each epoch: which users, against which negatives."""
+    """The steps of each epoch: which users, against which negatives; `num_rows` in all of them."""
 
-    def __init__(self, positives: Positives, config: FactorisationConfig, stream: U64) -> None:
-        self._positives, self._batch_users, self._stream = positives, config.batch_users, stream
-        sizes = np.diff(positives.offsets)
-        self._users = np.flatnonzero(sizes)
-        weights = positives.weights / sizes[positives.rows] ** config.user_weight
-        self._weights = (weights / weights.mean()).astype(np.float32)
+    def __init__(
+        self,
+        positives: Positives,
+        config: FactorisationConfig,
+        stream: U64,
+        declined: Positives | None = None,
+    ) -> None:
+        self._sides = (positives,) if declined is None else (positives, declined)
+        self._batch_users, self._stream = config.batch_users, stream
+        self._users = np.flatnonzero(np.diff(positives.offsets))
+        sizes = np.sum([np.diff(side.offsets) for side in self._sides], axis=0)
+        weights = [side.weights / sizes[side.rows] ** config.user_weight for side in self._sides]
+        mean = np.concatenate(weights).mean()
+        self._weights = [(own / mean).astype(np.float32) for own in weights]
+        self.num_rows = sum(len(side.others) for side in self._sides)
         self._sampler = None
         if config.num_negatives is not None:
             self._sampler = Sampler(positives, config.num_negatives, mix(stream))
@@ -97,14 +112,22 @@ class Steps:
             yield self._step(order[begin : begin + self._batch_users], epoch, number)
 
     def _step(self, users: Rows, epoch: int, number: int) -> Step:
-        owners, places = self._positives.places_of(users)
-        owner_B, item_B = torch.from_numpy(owners), torch.from_numpy(self._positives.others[places])
+        parts = []
+        for side, weights in zip(self._sides, self._weights, strict=True):
+            owners, places = side.places_of(users)
+            parts.append((owners, side.others[places], weights[places]))
+        owner_B, item_B, weight_B = (
+            torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True)
+        )
+        num_positive = len(parts[0][0])
+        positive = owner_B[:num_positive], item_B[:num_positive]
         drawn = None if self._sampler is None else self._sampler.draw(epoch, number)
         return Step(
             torch.from_numpy(users),
             owner_B,
             item_B,
-            torch.from_numpy(self._weights[places]),
+            weight_B,
             drawn,
-            (owner_B, item_B) if drawn is None else drawn.cells(owner_B, item_B),
+            positive if drawn is None else drawn.cells(*positive),
+            len(owner_B) - num_positive,
         )

@@ -2,7 +2,12 @@
 
     mean_ui w_ui loss(s_ui, s_u-) + (l2 / 2) (mean_u |u|^2 + mean_i |v_i|^2)
 
-The first mean is over the step's rows, the others over the rows of the tables that it uses.
+The first mean is over the step's rows, the others over the rows of the tables that it uses. Where
+rows carry labels y, a declined one (y = 0) is a negative of its own, and the first mean is that of
+
+    w_ui ( -y log sigmoid(s_ui) - c (1 - y) log(1 - sigmoid(s_ui)) ),    c = negative_weight
+
+to whose positive rows the mean over other negatives is added, where there are some.
 """
 
 from __future__ import annotations
@@ -42,6 +47,7 @@ class Step:
         weight_B: weights, of mean one over the log.
         drawn: the negatives; None for every item in its order.
         own: (owner, column) of the users' own items among the negatives.
+        num_declined: so many of the B rows, the last ones, were declined; the others are positive.
     """
 
     user_U: Tensor
@@ -50,6 +56,7 @@ class Step:
     weight_B: Tensor
     drawn: Negatives | None
     own: Cells
+    num_declined: int = 0
 
 
 Scores = tuple[Tensor, Tensor, Tensor]
@@ -80,8 +87,8 @@ class Objective:
             bias_J = tables.bias_N.index_select(0, step.drawn.rows_J)
             v_BD, v_JD = directed(items_ND, self._config).tensor_split([len(step.item_B)])
         bias_B = tables.bias_N.index_select(0, step.item_B)
-        positive_B = (u_UD.index_select(0, step.owner_B) * v_BD).sum(1) + bias_B
-        loss_B = self._losses(positive_B, (u_UD, v_JD, bias_J), step)
+        score_B = (u_UD.index_select(0, step.owner_B) * v_BD).sum(1) + bias_B
+        loss_B = self._losses(score_B, (u_UD, v_JD, bias_J), step)
         loss = (step.weight_B * loss_B).mean()
         if not self._config.l2:
             return loss, loss
@@ -95,10 +102,23 @@ class _Separated:
     def __init__(self, loss: Separable) -> None:
         self._loss, self._summaries = loss, Summaries(loss)
 
-    def __call__(self, positive_B: Tensor, scores: Scores, step: Step) -> Tensor:
+    def __call__(self, score_B: Tensor, scores: Scores, step: Step) -> Tensor:
+        if not step.num_declined:
+            return self._of_positives(score_B, step.owner_B, scores, step)
+        num_positive = len(score_B) - step.num_declined
+        positive_P, declined_C = score_B.tensor_split([num_positive])
+        loss_P = self._of_positives(positive_P, step.owner_B[:num_positive], scores, step)
+        # Of one negative the mean is its cost.
+        return torch.cat([loss_P, self._loss.summary(declined_C.unsqueeze(1), None)])
+
+    def _of_positives(
+        self, positive_P: Tensor, owner_P: Tensor, scores: Scores, step: Step
+    ) -> Tensor:
+        if step.drawn is not None and len(step.drawn.rows_J) == 0:
+            return self._loss.row(positive_P, torch.zeros_like(positive_P))
         weights_J = None if step.drawn is None else step.drawn.weights(as_sum=self._loss.is_sum)
         summary_U = self._summaries(*scores, step.own, weights_J)
-        return self._loss.row(positive_B, summary_U.index_select(0, step.owner_B))
+        return self._loss.row(positive_P, summary_U.index_select(0, owner_P))
 
 
 def _bpr(positive_B: Tensor, scores: Scores, step: Step) -> Tensor:

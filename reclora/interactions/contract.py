@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 TimeUnit = Literal["s", "ms", "us", "ns"]
 Duplicates = Literal["first", "exact"]
+Declined = Literal["drop", "keep"]
 
 REQUIRED = ("user_id", "item_id", "timestamp", "segment")
 OPTIONAL = ("label", "weight")
@@ -56,6 +57,9 @@ class LogContract:
     min_label: float | None = None
     """Rows with a label below it are no positive interaction: dropped and counted. None keeps all
     rows."""
+    declined: Declined = "drop"
+    """What becomes of the rows below `min_label`: "drop", or "keep" them beside the log, for
+    pretraining with loss = "bce". They count for nothing else: not as seen, relevant or popular."""
     max_quarantined: float = 0.01
     """Share of the rows read, 0 to 1, that may break the contract; above it the run stops."""
     attributes: tuple[str, ...] = ()
@@ -70,6 +74,13 @@ class LogContract:
             raise ValueError(f"duplicates must be 'first' or 'exact', got {self.duplicates!r}")
         if self.min_label is not None and not abs(self.min_label) < float("inf"):
             raise ValueError(f"min_label must be a finite number or None, got {self.min_label}")
+        if self.declined not in get_args(Declined):
+            raise ValueError(f"declined must be 'drop' or 'keep', got {self.declined!r}")
+        if self.declined == "keep" and self.min_label is None:
+            raise ValueError(
+                "declined = 'keep' keeps the rows below min_label, and there is none: give "
+                "min_label, such as 1"
+            )
         if not 0 <= self.max_quarantined <= 1:
             raise ValueError(f"max_quarantined must be in 0..1, got {self.max_quarantined}")
         own, folded = {"", *REQUIRED, *OPTIONAL}, {name.casefold() for name in self.attributes}

@@ -21,6 +21,7 @@ from reclora.interactions.summary import SUMMARY, LogSummary
 from reclora.interactions.workplace import locked, sorting_database, workplace
 
 LOG = "log.parquet"
+DECLINED = "declined.parquet"
 USER_IDS = "user_ids.parquet"
 ITEM_IDS = "item_ids.parquet"
 QUARANTINE = "quarantine.parquet"
@@ -46,9 +47,11 @@ def prepare_log(
     Writes log.parquet (sorted by segment, timestamp, user_id, item_id, label, weight, attributes),
     user_ids.parquet and item_ids.parquet (the distinct ids, ascending), quarantine.parquet (rows
     that break the contract: file, row, column, reason, value) and, last, summary.json, whose
-    presence says that all is complete. Neither the order of files nor that of rows changes a byte
-    of the log and the id maps. Logs larger than memory are sorted on disk, inside `folder`: about
-    three times the log's size must be free there.
+    presence says that all is complete. With the contract's `declined = "keep"` also
+    declined.parquet: the rows below `min_label` of users and items that the log has, in its order
+    and by its rule for duplicates; the log and the id maps are what they are without it. Neither
+    the order of files nor that of rows changes a byte of them. Logs larger than memory are sorted
+    on disk, inside `folder`: about three times the log's size must be free there.
 
     Where `folder` already holds the result for inputs of the same sha256s and the same contract,
     that is returned and nothing is written; remove summary.json to have it made anew.
@@ -77,6 +80,11 @@ def prepare_log(
             report = progress or _silent
             staged = _stage(checked, work, contract, now, report)
             written = _write_log(checked, work, contract, database, report)
+            users = _write_ids("user_id", work, USER_IDS, database)
+            items = _write_ids("item_id", work, ITEM_IDS, database)
+            declined = 0
+            if contract.declined == "keep":
+                declined = _write_declined(checked, work, contract, database)
             summary = LogSummary(
                 contract=contract,
                 rows_read=sum(file.rows for file in checked),
@@ -84,14 +92,15 @@ def prepare_log(
                 quarantined=dict(staged.quarantined),
                 duplicates=staged.rows - written.rows,
                 below_min_label=staged.below,
-                users=_write_ids("user_id", work, USER_IDS, database),
-                items=_write_ids("item_id", work, ITEM_IDS, database),
+                users=users,
+                items=items,
                 segments={
                     name: written.segments[name] for name in sorted(staged.segments, key=str.encode)
                 },
                 first=written.first,
                 last=written.last,
                 inputs=inputs,
+                declined=declined,
             )
             _publish(work, summary)
     return summary
@@ -125,12 +134,12 @@ class _Staged:
     below: int = 0
     """Rows below the minimal label."""
     rows: int = 0
-    """Rows written."""
+    """Rows written that are not below it."""
     segments: set[str] = field(default_factory=set)
     """Also those of which every row is below the minimal label."""
 
     def add(self, batch: pa.RecordBatch, positive: pa.RecordBatch) -> None:
-        """Count the rows of a batch that keep the contract, and those of them to be written."""
+        """Count the rows of a batch that keep the contract, and those of them for the log."""
         self.below += batch.num_rows - positive.num_rows
         self.rows += positive.num_rows
         self.segments.update(pc.unique(batch["segment"]).to_pylist())
@@ -152,7 +161,7 @@ def _stage(
                 positive = batch
                 if contract.min_label is not None:
                     positive = batch.filter(pc.greater_equal(batch["label"], contract.min_label))
-                writer.write_batch(positive)
+                writer.write_batch(batch if contract.declined == "keep" else positive)
                 staged.add(batch, positive)
                 done += rows
                 progress(done, 2 * total)
@@ -184,23 +193,55 @@ def _write_log(
 ) -> _Written:
     """Merge duplicates of the staged rows, sort them and write work/log.parquet."""
     total = sum(file.rows for file in files)
-    schema = _schema(files[0], pa.timestamp("us", "UTC"))
     written = _Written()
-    sorted_rows = database.sql(_sorting(schema.names, contract, work)).to_arrow_reader(BATCH_ROWS)
-    with pq.ParquetWriter(
-        work / LOG, schema, compression="zstd", write_page_checksum=True
-    ) as writer:
-        for rows in _groups(sorted_rows):
-            rows = rows.cast(schema).combine_chunks()
-            writer.write_table(rows, row_group_size=GROUP_ROWS)
-            written.add(rows)
-            progress(total + written.rows, 2 * total)
+    chosen = f"label >= {_number(contract)}" if contract.declined == "keep" else "true"
+    for rows in _write_sorted(work / LOG, chosen, files[0], contract, database):
+        written.add(rows)
+        progress(total + written.rows, 2 * total)
     progress(2 * total, 2 * total)
     return written
 
 
-def _sorting(columns: Sequence[str], contract: LogContract, work: Path) -> str:
-    """Return the query for the staged rows: one of each set of duplicates, in the log's order."""
+def _write_declined(
+    files: Sequence[LogFile],
+    work: Path,
+    contract: LogContract,
+    database: duckdb.DuckDBPyConnection,
+) -> int:
+    """Write those of the staged rows that were declined, of users and items that the log has."""
+    chosen = f"label < {_number(contract)}" + "".join(
+        f" and {column} in (select {column} from {_parquet(work / LOG)})"
+        for column in ("user_id", "item_id")
+    )
+    parts = _write_sorted(work / DECLINED, chosen, files[0], contract, database)
+    return sum(rows.num_rows for rows in parts)
+
+
+def _number(contract: LogContract) -> str:
+    """Return the minimal label as SQL writes it, to the last bit."""
+    return f"'{contract.min_label!r}'::double"
+
+
+def _write_sorted(
+    path: Path,
+    chosen: str,
+    file: LogFile,
+    contract: LogContract,
+    database: duckdb.DuckDBPyConnection,
+) -> Iterator[pa.Table]:
+    """Write the staged rows that are `chosen`, without duplicates and sorted; yield each group."""
+    schema = _schema(file, pa.timestamp("us", "UTC"))
+    query = _sorting(schema.names, contract, path.parent, chosen)
+    sorted_rows = database.sql(query).to_arrow_reader(BATCH_ROWS)
+    with pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True) as writer:
+        for rows in _groups(sorted_rows):
+            rows = rows.cast(schema).combine_chunks()
+            writer.write_table(rows, row_group_size=GROUP_ROWS)
+            yield rows
+
+
+def _sorting(columns: Sequence[str], contract: LogContract, work: Path, chosen: str) -> str:
+    """Return the query for some staged rows: one of each set of duplicates, in the log's order."""
     keys = ["segment", "user_id", "item_id"]
     if contract.duplicates == "exact":
         keys.append("timestamp")
@@ -210,7 +251,8 @@ def _sorting(columns: Sequence[str], contract: LogContract, work: Path) -> str:
     fields = ", ".join(f"{_quoted(name)}: {_quoted(name)}" for name in rest)
     least = f", unnest(min({{{fields}}}))" if rest else ""
     grouped = (
-        f"select {', '.join(keys)}{least} from {_parquet(work / STAGED)} group by {', '.join(keys)}"
+        f"select {', '.join(keys)}{least} from {_parquet(work / STAGED)} where {chosen} "
+        f"group by {', '.join(keys)}"
     )
     names, order = (", ".join(map(_quoted, each)) for each in (columns, ordered))
     return f"select {names} from ({grouped}) order by {order}"
@@ -256,9 +298,11 @@ def _publish(work: Path, summary: LogSummary) -> None:
     write_text(work / SUMMARY, summary.to_json())
     (folder / SUMMARY).unlink(missing_ok=True)
     fsync(folder)
-    for name in (LOG, USER_IDS, ITEM_IDS, QUARANTINE):
+    for name in _files(summary.contract):
         fsync(work / name)
         os.replace(work / name, folder / name)
+    if summary.contract.declined == "drop":
+        (folder / DECLINED).unlink(missing_ok=True)
     (folder / REFUSED).unlink(missing_ok=True)
     fsync(folder)
     os.replace(work / SUMMARY, folder / SUMMARY)
@@ -271,8 +315,13 @@ def _reusable(folder: Path, contract: LogContract, inputs: dict[str, str]) -> Lo
     except LogError:
         return None
     same = sorted(stored.inputs.values()) == sorted(inputs.values())
-    whole = all((folder / name).is_file() for name in (LOG, USER_IDS, ITEM_IDS, QUARANTINE))
+    whole = all((folder / name).is_file() for name in _files(contract))
     return stored if same and whole and stored.contract == contract else None
+
+
+def _files(contract: LogContract) -> tuple[str, ...]:
+    kept = (DECLINED,) if contract.declined == "keep" else ()
+    return (LOG, *kept, USER_IDS, ITEM_IDS, QUARANTINE)
 
 
 def _silent(done: int, total: int) -> None:

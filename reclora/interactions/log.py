@@ -129,15 +129,20 @@ class Interactions:
         )
 
     @classmethod
-    def read(cls, folder: Path) -> "Interactions":
+    def read(cls, folder: Path, *, declined: bool = False) -> "Interactions":
         """Read the log that `prepare_log` laid out in `folder`, verifying page checksums.
 
         It streams: beside the arrays and the id maps it holds one row group.
 
+        Args:
+            declined: read the rows below `min_label` instead, which the contract's
+                `declined = "keep"` keeps; they are on the same id maps and segments.
+
         Raises:
-            LogError: the folder holds no complete log; or a file is damaged, or of another log.
+            LogError: the folder holds no complete log; or a file is damaged, or of another log; or
+                the declined rows were dropped.
         """
-        return cls(**read_log(folder))
+        return cls(**read_log(folder, declined=declined))
 
     def __len__(self) -> int:
         """The number of interactions, n."""

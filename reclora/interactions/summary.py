@@ -24,7 +24,7 @@ class LogSummary:
     duplicates: int
     """Rows merged into an earlier one."""
     below_min_label: int
-    """Rows dropped because their label is below the contract's `min_label`."""
+    """Rows that are not in the log because their label is below the contract's `min_label`."""
     users: int
     items: int
     segments: dict[str, int]
@@ -35,10 +35,16 @@ class LogSummary:
     last: str
     inputs: dict[str, str]
     """sha256 of each file read, by its path as given."""
+    declined: int = 0
+    """Rows of those below `min_label` that were kept beside the log, duplicates merged."""
 
     def to_json(self) -> str:
         """Return the summary as JSON text, with its format version."""
-        return json.dumps({"format": FORMAT, "needs": NEEDS, **asdict(self)}, indent=2) + "\n"
+        fields = asdict(self)
+        if self.contract.declined == "drop":
+            # As versions write and read it that know nothing else.
+            del fields["declined"], fields["contract"]["declined"]
+        return json.dumps({"format": FORMAT, "needs": NEEDS, **fields}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> "LogSummary":
