@@ -71,6 +71,7 @@ _RATING_COLUMNS = ("user_id", "item_id", "rating", "timestamp")
 _PAIR_COLUMNS = ("user_id", "item_id")
 _USER_COLUMNS = ("user_id", "age", "gender", "occupation", "zip_code")
 _YEAR_2100 = 4_102_444_800
+_ONE_SEPARATOR = b"\x1f"
 
 
 class MovieLensError(ValueError):
@@ -280,8 +281,6 @@ def _format_of(folder: Path) -> _Format:
 
 def _read_ratings(path: Path, layout: _Layout) -> pa.Table:
     table = _read_lines(path, layout)
-    if table.num_rows == 0:
-        raise MovieLensError(f"{path}: expected ratings, found none")
     _require(path, layout, pc.greater(table["user_id"], 0), "a positive user id")
     _require(path, layout, pc.greater(table["item_id"], 0), "a positive item id")
     _require(path, layout, _between(table["rating"], 0.5, 5), "a rating from 0.5 to 5")
@@ -306,10 +305,13 @@ def _read_pairs(path: Path) -> pa.Table:
         column = table[name]
         if not pa.types.is_integer(column.type):
             raise MovieLensError(f"{path}: expected integers in {name}, got {column.type}")
-        row = pc.index(pc.fill_null(pc.greater_equal(column, 1), False), False).as_py()
+        # What is too large for an int64 wraps to a negative number.
+        is_positive = pc.greater_equal(column.cast(pa.int64(), safe=False), 1)
+        row = pc.index(pc.fill_null(is_positive, False), False).as_py()
         if row >= 0:
             raise MovieLensError(
-                f"{path}: row {row + 1}: expected {name} to be 1 or more, got {column[row]}"
+                f"{path}: row {row + 1}: expected {name} to be from 1 to {2**63 - 1}, "
+                f"got {column[row]}"
             )
     if table.num_rows == 0:
         raise MovieLensError(f"{path}: expected rows, found none")
@@ -404,31 +406,26 @@ def _read_lines(path: Path, layout: _Layout) -> pa.Table:
     """Read one text file strictly: every line has every column, and each value its type."""
     data = path.read_bytes()
     if layout.header is not None:
-        first = data[: data.find(b"\n")].rstrip(b"\r").decode("utf-8", "replace")
+        header, _, data = data.partition(b"\n")
+        first = header.rstrip(b"\r").decode("utf-8", "replace")
         if first != layout.header:
             raise MovieLensError(f"{path}:1: expected the header {layout.header!r}, got {first!r}")
+    if not data:
+        raise MovieLensError(f"{path}: expected lines, found none")
     separator = layout.separator
-    if len(separator) > 1:  # Arrow separates columns by one character only.
-        data = data.replace(separator.encode(), b"\t")
-        separator = "\t"
+    if len(separator) > 1:  # Arrow separates columns by one character only: by one of no text.
+        data, separator = data.replace(separator.encode(), _ONE_SEPARATOR), _ONE_SEPARATOR.decode()
     try:
         return csv.read_csv(
             pa.py_buffer(data),
             # One thread: only then do Arrow's messages number the row.
-            csv.ReadOptions(
-                use_threads=False,
-                column_names=layout.columns,
-                skip_rows=_header_lines(layout),
-            ),
+            csv.ReadOptions(use_threads=False, column_names=layout.columns),
             csv.ParseOptions(delimiter=separator, quote_char=False, ignore_empty_lines=False),
             csv.ConvertOptions(column_types=_TYPES, null_values=[]),
         )
     except pa.ArrowInvalid as error:
-        message = str(error)
-        if message == "Empty CSV file":
-            raise MovieLensError(f"{path}: expected lines, found none") from error
-        row = re.search(r"Row #(\d+): (.*)", message, re.DOTALL)
-        line, why = row.groups() if row else ("?", message)
+        row = re.search(r"Row #(\d+): (.*)", str(error), re.DOTALL)
+        line, why = (int(row[1]) + _header_lines(layout), row[2]) if row else ("?", error)
         columns = layout.separator.join(layout.columns)
         raise MovieLensError(
             f"{path}:{line}: malformed line, expected {columns!r}: {why}"

@@ -9,8 +9,6 @@ this file.
 from __future__ import annotations
 
 import re
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -127,7 +125,7 @@ def _read_xlsx(path: Path) -> pd.DataFrame:
         raise OnlineRetailError(
             f"{path}: expected openpyxl to read it with; pip install 'reclora[data]'"
         ) from error
-    except (zipfile.BadZipFile, zlib.error, KeyError, SyntaxError, ValueError) as error:
+    except Exception as error:  # openpyxl raises whatever it stumbles over in a damaged file.
         raise OnlineRetailError(f"{path}: not a whole .xlsx file: {error}") from error
     header = [str(name) for name in rows.iloc[0]] if len(rows) else []
     _check_columns(path, header)
@@ -145,14 +143,15 @@ def _read_csv(path: Path) -> pd.DataFrame:
         table = csv.read_csv(
             pa.py_buffer(data),
             alone,
-            convert_options=csv.ConvertOptions(
+            csv.ParseOptions(ignore_empty_lines=False),
+            csv.ConvertOptions(
                 column_types=dict.fromkeys(_COLUMNS, pa.string()),
                 include_columns=_COLUMNS,
                 null_values=[""],
                 strings_can_be_null=True,
             ),
         )
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         row = re.search(r"Row #(\d+): (.*)", str(error), re.DOTALL)
         where, why = (f"{path}: row {row[1]}", row[2]) if row else (path, error)
         raise OnlineRetailError(f"{where}: expected a table in UTF-8 and commas: {why}") from error

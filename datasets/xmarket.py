@@ -40,8 +40,8 @@ def read(folder: Path) -> pa.Table:
 
     Returns:
         Columns user_id (string), item_id (string), timestamp (microseconds; the date's midnight,
-        UTC) and segment (string: the market, from the file's name), sorted by timestamp, segment,
-        user_id and item_id.
+        UTC) and segment (string: the market, from the file's name, in lower case), sorted by
+        timestamp, segment, user_id and item_id.
 
     Raises:
         XMarketError: there is no market, or one twice; a file is damaged, has another header or no
@@ -73,7 +73,8 @@ def _markets(folder: Path) -> dict[str, Path]:
         name = _NAME.fullmatch(path.name)
         if name is None or not path.is_file():
             continue
-        twin = found.setdefault(name["market"], path)
+        market = name["market"].lower()  # As published.
+        twin = found.setdefault(market, path)
         if twin != path:
             raise XMarketError(
                 f"expected one file a market in {folder}, found {twin.name} and {path.name}; "

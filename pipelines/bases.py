@@ -44,6 +44,8 @@ from .settings import resolved
 NOT_DECIDING = ("train", "test", "folder", "runs", "repeat")
 """Settings that change no number; of the two logs their contents do."""
 
+GIVE_MORE = "give a train log of users with two rows or more, and a test log with rows of theirs"
+
 
 @dataclass(frozen=True)
 class Studied:
@@ -84,15 +86,18 @@ def study_bases(settings: StudySettings) -> Studied:
     """
     torch.set_num_threads(settings.threads)
     log = _read(settings)
-    decides = resolved(settings) | dict.fromkeys(NOT_DECIDING, "")
-    study = f"{settings.name}-{digest(decides, log.inputs, versions(), git_commit())}"
+    decides, commit = resolved(settings) | dict.fromkeys(NOT_DECIDING, ""), git_commit()
+    study = f"{settings.name}-{digest(decides, log.inputs, versions(), commit)}"
     folder = settings.runs / study
     if (folder / "run.json").exists():
         return Studied(folder, _table(folder), was_there=True)
     make_folder(folder)
     earlier, later = hold_back(log.train, settings.validation)
-    held_out = hold_out_some("the validation rows", later, earlier, settings.evaluation)
-    bench = Bench(settings, log.train, log.inputs["train"], earlier, headline_of(held_out))
+    held_out = hold_out_some(
+        "the validation rows", later, earlier, settings.evaluation, advice=GIVE_MORE
+    )
+    chooser = headline_of(held_out)
+    bench = Bench(settings, log.train, log.inputs["train"], earlier, chooser, commit)
     trained = {name: bench.trained(name, model) for name, model in settings.models.items()}
     write_table(folder / "validation.parquet", judgements(trained))
     results, efforts = _on_test(trained, log, settings, study)
@@ -107,7 +112,7 @@ def study_bases(settings: StudySettings) -> Studied:
         "id": study,
         "settings": resolved(settings),
         "versions": versions(),
-        "commit": git_commit(),
+        "commit": commit,
         "inputs": log.inputs,
         "best": best,
         "bases": {name: [str(path) for path in each.bases] for name, each in trained.items()},
@@ -185,7 +190,9 @@ def _on_test(
     trained: dict[str, Trained], log: _Log, settings: StudySettings, study: str
 ) -> tuple[pd.DataFrame, dict[str, Effort]]:
     """The results of every base on test, popularity's too, and what each cost."""
-    held_out = hold_out_some("the test log", log.test, log.train, settings.evaluation)
+    held_out = hold_out_some(
+        "the test log", log.test, log.train, settings.evaluation, advice=GIVE_MORE
+    )
     scorer_of = popularity(log.train)
     tables = [evaluate(held_out, scorer_of, model=POPULARITY, run=study, seed=0)]
     efforts = {POPULARITY: Effort(1, len(log.train.items), math.nan)}

@@ -21,7 +21,7 @@ from reclora.interactions import Interactions
 
 from .bases_settings import SEARCHED, ModelSettings, StudySettings
 from .progress import step
-from .run import digest, git_commit, versions
+from .run import digest, versions
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Bench:
         sha256: of the file that they come from.
         earlier: the training rows without those of validation.
         held_out: the rows of validation, and the one metric that chooses.
+        commit: of the code; None outside its repository.
     """
 
     settings: StudySettings
@@ -70,6 +71,7 @@ class Bench:
     sha256: str
     earlier: Interactions
     held_out: HeldOut
+    commit: str | None
 
     def trained(self, name: str, model: ModelSettings) -> Trained:
         """Choose a model's setting and epochs, and train it once a seed.
@@ -90,7 +92,7 @@ class Bench:
         """What a setting is worth, epoch by epoch; one that was tried before is not tried again."""
         seed, measured = self.settings.seeds[0], self.held_out.config.headline
         decides = asdict(config), seed, self.settings.validation, measured, self.settings.threads
-        name = digest(decides, self.sha256, versions())
+        name = self._digest(decides)
         path = self.settings.folder / "tried" / f"{name}.json"
         if not path.exists():
             with step(f"choosing: {title}") as progress:
@@ -112,7 +114,7 @@ class Bench:
         """The folder of a model's base; one that is there is not trained again."""
         epochs, value = chosen.best
         decides = asdict(chosen.config), epochs, seed, self.settings.threads
-        path = self.settings.folder / "bases" / digest(decides, self.sha256, versions())
+        path = self.settings.folder / "bases" / self._digest(decides)
         if not path.exists():
             with step(f"training: {name}, seed {seed}, {epochs} epochs") as progress:
                 made = factorise(
@@ -127,10 +129,14 @@ class Bench:
                 "validation": value,
                 "seconds": made.seconds,
                 "versions": versions(),
-                "commit": git_commit(),
+                "commit": self.commit,
             }
             made.base.save(path, about)
         return path
+
+    def _digest(self, decides: object) -> str:
+        """Of settings, and of the rows and the code that they are for."""
+        return digest(decides, self.sha256, versions(), self.commit)
 
 
 def evaluated(base: BaseModel, held_out: HeldOut, model: str, run: str, seed: int) -> pd.DataFrame:

@@ -22,7 +22,7 @@ def efforts_of(
     """Model -> its effort, what needs least first.
 
     A popularity stores a count for every (segment, item). What stands on a parent has the parent's
-    numbers and seconds as well.
+    numbers and seconds as well; the seconds of one that was there already nobody knows.
 
     Args:
         scratch: of the first seed, where there is one.
@@ -36,9 +36,9 @@ def efforts_of(
     seeds = len(settings.seeds)
     if scratch is not None:
         efforts[SCRATCH] = Effort(seeds, scratch.base.num_numbers, scratch.seconds)
-    pooled = [t.training.seconds for t in learned.trained if t.contender.model == POOLED]
+    seconds_of = {t.contender.model: t.training.seconds for t in learned.trained}
     for trained in learned.trained:
-        below = sum(pooled) if trained.parent is not None else 0.0
+        below = 0.0 if trained.parent is None else seconds_of.get(POOLED, nothing)
         seconds = trained.training.seconds + below
         efforts[trained.contender.model] = Effort(seeds, numbers_of(trained), seconds)
     efforts[SUBJECT] = efforts.pop(SUBJECT)

@@ -1,7 +1,8 @@
 """The figures of runs, as others can read, repeat and cite them.
 
 A run writes its own as `figures.json`. Those that the project publishes stand in
-`docs/results.json`, and the README's tables are made from that file:
+`docs/results.json`, under titles and without the places of one machine, and the README's tables are
+made from that file:
 
     python -m reclora.pipelines.figures runs/xmarket-... runs/gowalla-...
 """
@@ -10,11 +11,12 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import groupby
+from dataclasses import asdict, dataclass, replace
+from itertools import chain, groupby
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +24,14 @@ import pandas as pd
 from reclora.files import write_text
 
 FIGURES = "figures.json"
+TITLES = {
+    "gowalla": "Gowalla, bases alone",
+    "movielens-age_group": "MovieLens 100K, 7 age groups",
+    "movielens-1m": "MovieLens 1M, 14 groups of gender and age, users' rows in random order",
+    "online-retail": "Online Retail, 37 countries",
+    "xmarket": "XMarket electronics, 7 markets",
+}
+"""What the log of a demo is called where its figures are published."""
 BEGIN, END = "<!-- results: made from docs/results.json -->", "<!-- end of results -->"
 
 
@@ -111,22 +121,32 @@ def read_figures(path: Path) -> list[Figure]:
         raise ValueError(f"{path}: expected a list of figures, got {error}") from error
 
 
-def gathered(published: Iterable[Figure], new: Iterable[Figure]) -> list[Figure]:
-    """What is published, with the logs that are new in the place of the same ones.
+def as_published(figure: Figure) -> Figure:
+    """A run's figure as it is published: the log's title, and the command that anybody can give,
+    `--data FOLDER` and without `--folder`.
+    """
+    words = shlex.split(figure.command)
+    if "--folder" in words:
+        at = words.index("--folder")
+        del words[at : at + 2]
+    if "--data" in words:
+        words[words.index("--data") + 1] = "FOLDER"
+    return replace(figure, log=TITLES.get(figure.log, figure.log), command=shlex.join(words))
+
+
+def gathered(published: Iterable[Figure], runs: Iterable[Sequence[Figure]]) -> list[Figure]:
+    """What is published, with the logs of new runs in the place of the same ones.
 
     Raises:
-        ValueError: a model has a metric twice among the new ones: they are of two runs of one log.
+        ValueError: two of the runs are of one log, whatever each has measured.
     """
-    added = list(new)
-    keys = Counter((f.log, f.model, f.metric, f.k) for f in added)
-    for (log, model, metric, k), times in keys.items():
-        if times > 1:
-            raise ValueError(
-                f"{log}: expected one run of a log, got {metric}@{k} of {model!r} from {times}; "
-                "publish one of them"
-            )
-    kept = [figure for figure in published if figure.log not in {f.log for f in added}]
-    return sorted([*kept, *added], key=lambda figure: figure.log)
+    added = list(runs)
+    times = Counter(log for run in added for log in {figure.log for figure in run})
+    for log, count in times.items():
+        if count > 1:
+            raise ValueError(f"{log}: expected one run of a log, got {count}; publish one of them")
+    kept = [figure for figure in published if figure.log not in times]
+    return sorted([*kept, *chain.from_iterable(added)], key=lambda figure: figure.log)
 
 
 def tables_of(figures: Sequence[Figure]) -> str:
@@ -186,7 +206,7 @@ def publish(root: Path, runs: Sequence[Path]) -> None:
         ValueError, OSError: a file is not there, or not what it should be.
     """
     results, readme = root / "docs" / "results.json", root / "README.md"
-    new = [figure for run in runs for figure in read_figures(run / FIGURES)]
+    new = [[as_published(figure) for figure in read_figures(run / FIGURES)] for run in runs]
     figures = gathered(read_figures(results) if results.exists() else [], new)
     text = with_tables(readme.read_text(encoding="utf-8"), figures)
     results.parent.mkdir(exist_ok=True)

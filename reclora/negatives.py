@@ -1,9 +1,10 @@
 """This file is which items a segment's positives compete with: some, drawn by counting, but never
 what the user has taken in the segment.
 
-J items are drawn with replacement for each segment and step, common to its rows,
+J items are drawn with replacement for each segment and step, common to its rows, half of them by
+their share of the segment's n_s rows, half uniformly; of an odd J one more uniformly:
 
-    q_i = (n_si / n_s + 1 / N) / 2        half by share of the segment's n_s rows, half uniformly
+    q_i = ( floor(J / 2) n_si / n_s + ceil(J / 2) / N ) / J
 
 and a softmax corrects each by its chance: s_j - log(J q_j), so that the sum over the J is expected
 to be the sum over the catalogue. What is popular in a segment competes most there, and few of J
@@ -73,11 +74,13 @@ class Sampler:
         begins_G1 = self._offsets[segments_G][:, None]
         sizes_G1 = self._offsets[segments_G + 1][:, None] - begins_G1
         places_GJ = begins_G1 + (numbers_GJ % sizes_G1.astype(np.uint64)).astype(np.int64)
-        is_uniform_J = np.arange(self._num_negatives) % 2 == 1
+        # The last is uniform, so that even a single draw may be any item.
+        is_uniform_J = (self._num_negatives - np.arange(self._num_negatives)) % 2 == 1
         rows_GJ = np.where(is_uniform_J, uniform_GJ, self._items[places_GJ])
         popular_GJ = self._counts_of(segments_G, rows_GJ) / sizes_G1
-        chances_GJ = (popular_GJ + 1 / self._num_items) / 2
-        log_GJ = np.log(self._num_negatives * chances_GJ)
+        uniform = int(is_uniform_J.sum())
+        expected_GJ = (self._num_negatives - uniform) * popular_GJ + uniform / self._num_items
+        log_GJ = np.log(expected_GJ)
         return torch.from_numpy(rows_GJ), torch.from_numpy(log_GJ.astype(np.float32))
 
     def own(self, rows_GB: NDArray[np.int64], negative_GJ: Tensor) -> Tensor:

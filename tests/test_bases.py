@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from reclora.base import read_provenance
 from reclora.datasets.gowalla import write_logs
 from reclora.evaluation import EvaluationConfig, evaluate, hold_out
 from reclora.factorisation import Factorisation, FactorisationConfig, factorise
@@ -214,6 +215,36 @@ def test_another_log_or_setting_is_another_study(
         == fewer.loc[fewer["model"] == "iALS", "value"].tolist()
     )
     assert others["value"].tolist() != fewer["value"].tolist()
+
+
+def test_what_other_code_trained_is_not_taken(
+    done: tuple[StudySettings, Studied], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study names one commit: its bases and its choices are that one's."""
+    work = tmp_path / "work"
+    shutil.copytree(done[0].folder, work)
+    before = {kind: set((work / kind).iterdir()) for kind in ("tried", "bases")}
+    monkeypatch.setattr(bases, "git_commit", lambda: "another")
+    again = study_bases(replace(done[0], folder=work))
+    about = json.loads((again.folder / "run.json").read_text())
+    assert about["commit"] == "another"
+    trained = [Path(path) for paths in about["bases"].values() for path in paths]
+    assert {read_provenance(path)["commit"] for path in trained} == {"another"}
+    new = {kind: len(set((work / kind).iterdir()) - files) for kind, files in before.items()}
+    assert new == {"tried": 3, "bases": 4}
+
+
+def test_a_study_with_nothing_to_choose_by_says_so(
+    done: tuple[StudySettings, Studied], tmp_path: Path
+) -> None:
+    """Of its own logs: there is no [split] here."""
+    train = read_parquet(done[0].train)
+    users = train["user_id"].to_numpy()
+    path = tmp_path / "train.parquet"
+    write_parquet(path, train.take(np.unique(users, return_index=True)[1]))
+    match = "in the validation rows that is new to them, of 0 .*: give a train log of users with"
+    with pytest.raises(ValueError, match=match):
+        study_bases(replace(done[0], train=path, folder=tmp_path / "work"))
 
 
 def test_pairs_of_both_logs_are_refused(

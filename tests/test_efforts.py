@@ -117,6 +117,17 @@ def test_what_stands_on_a_parent_has_its_numbers_and_seconds_once(
     assert own.training.seconds > 0 and pooled.training.seconds > 0
 
 
+def test_what_stands_on_a_live_parent_cost_nobody_knows_what(run: Run) -> None:
+    """The pooled adapter was trained by an earlier run; its numbers are there all the same."""
+    settings, inputs, learned = run
+    later = replace(learned, trained=[t for t in learned.trained if t.contender.model != POOLED])
+    before, after = (efforts_of(settings, inputs, each, None) for each in (learned, later))
+    for model in (SUBJECT, ON_POOLED):
+        assert math.isnan(after[model].seconds)
+        assert after[model].numbers == before[model].numbers
+    assert after[ALONE] == before[ALONE]
+
+
 @pytest.mark.parametrize("model", [POOLED_FULL, POOLED, ALONE])
 def test_what_stands_on_the_base_alone_has_its_own(
     run: Run, efforts: dict[str, Effort], model: str

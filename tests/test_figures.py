@@ -13,6 +13,7 @@ from reclora.pipelines.figures import (
     BEGIN,
     END,
     FIGURES,
+    TITLES,
     Effort,
     Figure,
     figures_of,
@@ -24,6 +25,7 @@ from reclora.pipelines.figures import (
     write_figures,
 )
 
+ROOT = Path(__file__).parent.parent
 ONE = Figure("ml", "base", "ndcg", 10, 0.05, 0.045, 0.0561, 1234, 1, 5000, None, "reclora demo")
 OTHER = replace(ONE, model="adapters", value=0.0612, seeds=3, numbers=70, seconds=4.25)
 README = f"before\n\n{BEGIN}\nstale\n{END}\n\nafter\n"
@@ -81,14 +83,15 @@ def test_a_file_of_something_else_is_named(tmp_path: Path, text: str) -> None:
 def test_a_logs_new_figures_take_the_place_of_all_its_old_ones() -> None:
     elsewhere = replace(ONE, log="zoo"), replace(ONE, log="a log")
     new = replace(OTHER, value=0.07)
-    assert gathered([elsewhere[0], ONE, OTHER], [new, elsewhere[1]]) == [
+    assert gathered([elsewhere[0], ONE, OTHER], [[new], [elsewhere[1]]]) == [
         elsewhere[1],
         new,
         elsewhere[0],
     ]
     assert gathered([ONE, OTHER], []) == [ONE, OTHER]
-    with pytest.raises(ValueError, match=r"ml: expected one run .* ndcg@10 of 'adapters' from 2"):
-        gathered([], [new, ONE, new])
+    for other in (new, replace(ONE, metric="recall"), replace(ONE, command="reclora retrain")):
+        with pytest.raises(ValueError, match="ml: expected one run of a log, got 2; publish one"):
+            gathered([], [[ONE, OTHER], [elsewhere[0]], [other]])
 
 
 def test_a_table_a_log() -> None:
@@ -119,6 +122,32 @@ def test_only_what_is_between_the_marks_changes() -> None:
     for broken in ("no marks", f"{BEGIN}\n", f"{END}\n{BEGIN}\n"):
         with pytest.raises(ValueError, match="has no lines"):
             with_tables(broken, [ONE])
+
+
+def test_a_demos_run_takes_the_place_of_its_published_figures(tmp_path: Path) -> None:
+    """It writes its own name and the folders of one machine; published are neither."""
+    published = read_figures(ROOT / "docs" / "results.json")
+    of_retail = [f for f in published if f.command == "reclora demo online-retail --data FOLDER"]
+    command = (
+        "reclora demo online-retail --folder 'my runs' --data '/home/me/on line' --set 'a=[1]'"
+    )
+    made = [replace(f, log="online-retail", command=command) for f in of_retail]
+    (tmp_path / "docs").mkdir()
+    write_figures(tmp_path / "docs" / "results.json", published)
+    (tmp_path / "README.md").write_text(README)
+    (tmp_path / "run").mkdir()
+    write_figures(tmp_path / "run" / FIGURES, made)
+    publish(tmp_path, [tmp_path / "run"])
+    again = "reclora demo online-retail --data FOLDER --set 'a=[1]'"
+    assert read_figures(tmp_path / "docs" / "results.json") == [
+        replace(f, command=again) if f in of_retail else f for f in published
+    ]
+    assert "/home" not in (tmp_path / "README.md").read_text()
+
+
+def test_every_title_is_that_of_published_figures() -> None:
+    logs = {figure.log for figure in read_figures(ROOT / "docs" / "results.json")}
+    assert set(TITLES.values()) <= logs
 
 
 def test_runs_are_published_again(tmp_path: Path) -> None:

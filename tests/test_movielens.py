@@ -341,9 +341,9 @@ def test_a_random_order_of_an_item_that_a_user_has_twice_is_refused(small: Path)
 @pytest.mark.parametrize(
     ("users", "items", "message"),
     [
-        ([1, 0], [5, 5], "row 2: expected user_id to be 1 or more, got 0"),
-        ([1, None], [5, 5], "row 2: expected user_id to be 1 or more, got None"),
-        ([1, 2], [-1, 5], "row 1: expected item_id to be 1 or more, got -1"),
+        ([1, 0], [5, 5], "row 2: expected user_id to be from 1 to .*, got 0"),
+        ([1, None], [5, 5], "row 2: expected user_id to be from 1 to .*, got None"),
+        ([1, 2], [-1, 5], "row 1: expected item_id to be from 1 to .*, got -1"),
         ([1, 1], [7, 7], "got item 7 of user 1 more than once"),
         ([1, 2], [5.0, 5.0], "expected integers in item_id, got double"),
         (["1", "2"], [5, 5], "expected integers in user_id, got string"),
@@ -356,6 +356,19 @@ def test_a_malformed_copy_is_named(
     write_pairs(timeless, users, items)
     with pytest.raises(MovieLensError, match=message):
         read(timeless, "gender", "random")
+
+
+def test_an_id_of_a_copy_that_no_log_can_hold_is_named(timeless: Path) -> None:
+    copies = [
+        pa.table({"user_id": [1, 2], "item_id": pa.array([5, largest], pa.uint64())})
+        for largest in (2**63 - 1, 2**63)
+    ]
+    path = timeless / "interactions.parquet"
+    pq.write_table(copies[0], path)
+    assert read(timeless, "all", "random")["item_id"].to_pylist() == [5, 2**63 - 1]
+    pq.write_table(copies[1], path)
+    with pytest.raises(MovieLensError, match=f"row 2: expected item_id .* got {2**63}"):
+        read(timeless, "all", "random")
 
 
 def test_a_copy_of_another_kind_is_named(timeless: Path) -> None:
@@ -380,6 +393,8 @@ def test_a_copy_of_another_kind_is_named(timeless: Path) -> None:
         ("ratings.dat", "1::10::5::978300760\n\n2::1::3::9\n", "ratings.dat:2: malformed line"),
         ("ratings.dat", "1::10::::978300760\n", "ratings.dat:1: malformed line"),
         ("ratings.dat", "1:10:5:978300760\n", "ratings.dat:1: malformed line"),
+        ("ratings.dat", "1\t10::5::978300760\n", "ratings.dat:1: malformed line"),
+        ("users.dat", "1::F\t1::10::1\n", "users.dat:1: malformed line"),
         ("ratings.dat", "1::10::nan::978300760\n", "ratings.dat:1: .*rating from 0.5 to 5"),
         ("ratings.dat", "1::10::5::9\n2::10::6::9\n", "ratings.dat:2: .*rating from 0.5 to 5"),
         ("ratings.dat", "0::10::5::9\n", "ratings.dat:1: .*positive user id"),
@@ -431,9 +446,10 @@ def test_a_line_is_counted_with_the_header(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text(good + "\n")
     with pytest.raises(MovieLensError, match=f"{name}:1: expected the header"):
         read(tmp_path, "all")
-    (tmp_path / name).write_text(header + "\n")
-    with pytest.raises(MovieLensError, match=f"{name}: expected ratings, found none"):
-        read(tmp_path, "all")
+    for end in ("", "\n"):
+        (tmp_path / name).write_text(header + end)
+        with pytest.raises(MovieLensError, match=f"{name}: expected lines, found none"):
+            read(tmp_path, "all")
 
 
 def test_an_unknown_segmentation_is_refused_with_the_nearest(small: Path) -> None:

@@ -69,8 +69,8 @@ def test_a_draw_says_its_chance_and_is_the_same_in_any_company(
     for s, name in enumerate(sizes):
         rows = log.item_rows[log.offsets[s] : log.offsets[s + 1]]
         for item, found in zip(rows_GJ[s].tolist(), log_GJ[s].tolist(), strict=True):
-            chance = ((rows == item).mean() + 1 / N) / 2
-            assert found == pytest.approx(np.log(J * chance), abs=1e-5)
+            expected = (J // 2) * (rows == item).mean() + (J - J // 2) / N
+            assert found == pytest.approx(np.log(expected), abs=1e-5)
         alone = log.only(name)
         own = Sampler(alone, J, by_popularity=True).draw(
             np.arange(1), segment_seeds(3, alone), 2, step
@@ -78,14 +78,17 @@ def test_a_draw_says_its_chance_and_is_the_same_in_any_company(
         assert own[0][0].equal(rows_GJ[s]) and own[1][0].equal(log_GJ[s])
 
 
-def test_the_corrected_sum_is_expected_to_be_that_over_the_catalogue() -> None:
+@pytest.mark.parametrize("num_negatives", [1, 3, 16])
+def test_the_corrected_sum_is_expected_to_be_that_over_the_catalogue(num_negatives: int) -> None:
     log = make_log(BASE, {"a": 30})
     scores_N = torch.randn(len(log.items), generator=torch.Generator().manual_seed(0)).double()
-    sampler, seeds = Sampler(log, 16, by_popularity=True), segment_seeds(0, log)
-    sums = []
+    sampler, seeds = Sampler(log, num_negatives, by_popularity=True), segment_seeds(0, log)
+    sums, counts_N = [], torch.zeros(len(log.items))
     for step in range(3000):
         (rows_J,), (log_J,) = sampler.draw(np.arange(1), seeds, 1, step)
         sums.append(float((scores_N[rows_J] - log_J).exp().sum()))
+        counts_N.index_add_(0, rows_J, (-log_J).exp())
+    assert (counts_N / len(sums) - 1).abs().max() < 0.5, "each item counts once"
     error = np.std(sums) / len(sums) ** 0.5
     assert abs(np.mean(sums) - float(scores_N.exp().sum())) < 4 * error
 

@@ -1,6 +1,7 @@
 """Online Retail as a log: one cleaning, one log from every form of the table, errors by row."""
 
 import sys
+import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -209,6 +210,9 @@ def test_a_column_is_needed_once(tmp_path: Path, name: str) -> None:
     [
         ("Online Retail.csv", b"", "expected a table in UTF-8 and commas: Empty CSV file"),
         ("Online Retail.csv", HEADER.encode(), "expected rows with a CustomerID.*among 0"),
+        ("Online Retail.csv", b"Caf\xe9," + HEADER.encode(), "expected a table in UTF-8"),
+        ("Online Retail.csv", HEADER.encode("utf-16"), "expected a table in UTF-8"),
+        ("Online Retail.csv", (HEADER + GOOD + "\n" + GOOD).encode(), "row 3: .* got nothing"),
         (
             "Online Retail.csv",
             (HEADER + GOOD).encode() + b"CAF\xc9,6,2010-12-01 08:26:00,1,17850,EIRE\n",
@@ -230,6 +234,30 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, data: bytes, message
     with pytest.raises(OnlineRetailError, match=f"{name}: {message}"):
         write_log(tmp_path, tmp_path / "out" / "log.parquet")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "right", "wrong"),
+    [
+        ("xl/workbook.xml", b'sheetId="1"', b'sheetId="x"'),
+        ("[Content_Types].xml", b"Override", b"Overwrite"),
+        ("xl/worksheets/sheet1.xml", b"</row>", b"</wor>"),
+    ],
+)
+def test_a_workbook_with_a_damaged_part_is_named(
+    tmp_path: Path, part: str, right: bytes, wrong: bytes
+) -> None:
+    """A TypeError, an OSError and a ParseError of openpyxl's."""
+    path = tmp_path / "Online Retail.xlsx"
+    write(tmp_path, path.name, table())
+    with zipfile.ZipFile(path) as book:
+        parts = {name: book.read(name) for name in book.namelist()}
+    assert right in parts[part]
+    with zipfile.ZipFile(path, "w") as book:
+        for name, data in parts.items():
+            book.writestr(name, data.replace(right, wrong) if name == part else data)
+    with pytest.raises(OnlineRetailError, match="Online Retail.xlsx: not a whole .xlsx file"):
+        read(tmp_path)
 
 
 def test_a_workbook_without_a_cell_is_refused(tmp_path: Path) -> None:

@@ -160,6 +160,9 @@ def test_a_folder_without_a_market_or_with_one_twice_is_refused(
     (small / "ca_5core.txt").write_text(HEADER)
     with pytest.raises(XMarketError, match="found ca_5core.txt and ca_5core.txt.gz; leave one"):
         read(small)
+    (small / "ca_5core.txt").rename(small / "CA_5core.txt")
+    with pytest.raises(XMarketError, match="found CA_5core.txt and ca_5core.txt.gz; leave one"):
+        read(small)
     with pytest.raises(XMarketError):
         write_log(small, tmp_path / "none.parquet")
     assert not (tmp_path / "none.parquet").exists()
