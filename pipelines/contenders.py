@@ -10,7 +10,8 @@
                                         it has: what is published
 
 An untuned baseline flatters what is compared with it, so adapters and the full fine-tune go through
-the same search over the same grid, and the first seed decides.
+the same search over the same grid, and the first seed decides. Epochs are chosen by one half of the
+validation users and settings compared by the other; where users are few, the other way round too.
 """
 
 from __future__ import annotations
@@ -171,14 +172,19 @@ class Ground:
     evaluation: EvaluationConfig
     workshop: Workshop = Workshop()
     users: Literal["even", "odd"] = "even"
-    """Validation users that count: those of even rows, who choose the epochs, or those of odd ones,
-    who compare settings and are asked at the gate; all of them, where there is nobody else."""
+    """Validation users that count: those of even rows, who choose the epochs of what is published,
+    or those of odd ones, who are asked at the gate; all of them, where there is nobody else."""
     parent: Adapter | None = None
     """The pooled adapter, for the contenders that stand on it."""
     start: Mapping[str, Adapter] = field(default_factory=dict)
     """Segment -> the adapter that it begins with, for those that stand on that parent."""
     candidates: Mapping[str, Tensor] | None = None
     """The items that are ranked for each segment, where they are given."""
+
+    @cached_property
+    def opposite(self) -> Ground:
+        """The same with the other half of the validation users."""
+        return replace(self, users="odd" if self.users == "even" else "even")
 
     @cached_property
     def pooled(self) -> Ground:
@@ -216,6 +222,22 @@ def _pooled(candidates: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None
     if candidates is None:
         return None
     return {"pooled": torch.stack(list(candidates.values())).any(dim=0)}
+
+
+CROSSED_BELOW = 20_000
+"""Of fewer validation users both halves compare, each on what the other half stopped: for twice the
+search, half the noise of a few hundred users. Many tell settings apart without."""
+
+
+def num_folds(settings: RunSettings, validation: Interactions) -> int:
+    """2: both halves compare; 1: the odd one alone, where it is large, or where nothing is to be
+    chosen.
+    """
+    users = np.unique(validation.user_rows)
+    is_fixed = settings.kinds == "given" and settings.parent != "auto"
+    is_fixed &= len(grid(settings.training, settings.search)) == 1
+    is_whole = len(np.unique(users % 2)) == 1
+    return 1 if is_fixed or is_whole or len(users) >= CROSSED_BELOW else 2
 
 
 def train_contender(
@@ -267,14 +289,18 @@ class Choice:
     config: TrainingConfig
     tried: pd.DataFrame
     """model, what is searched, value, chosen: one row a setting."""
-    stopped: Trained
-    """The contender as trained with the choice, its epochs chosen by the half of the users that did
-    not compare: what a contender that stands on it compares its own settings on."""
+    value: float
+    """What the choice was worth to the users that compared."""
+    stopped: tuple[Trained, ...]
+    """The contender as trained with the setting on each fold: what a contender that stands on it
+    compares its own settings on."""
     rungs: pd.DataFrame | None = None
     """What the kinds were picked by; see `reclora.ladder.choose_rungs`."""
 
 
-def choose(contender: Contender, ground: Ground, settings: RunSettings, progress: Step) -> Choice:
+def choose(
+    contender: Contender, folds: Sequence[Ground], settings: RunSettings, progress: Step
+) -> Choice:
     """The setting with the best headline metric on validation, of the first seed, and the kinds.
 
     The epochs are chosen by one half of the validation users and the settings compared by the
@@ -283,62 +309,85 @@ def choose(contender: Contender, ground: Ground, settings: RunSettings, progress
     the rungs of the ladder are then compared for each size of segment.
 
     Args:
-        ground: with the parent as its own choice left it (`Choice.stopped`).
+        folds: `num_folds` grounds, what the users of each stop is judged by the opposite ones; each
+            with the parent as its own users stopped it (`Choice.stopped`).
     """
-    stopping, comparing = replace(ground, users="even"), replace(ground, users="odd")
     tried: list[tuple[TrainingConfig, float]] = []
-    chosen, stopped, best = settings.training, None, -np.inf
+    chosen, stopped, best = settings.training, tuple[Trained, ...](), -np.inf
     of = contender.config if isinstance(contender.config, AdapterConfig) else None
     configs = grid(settings.training, settings.search, of)
     # Kinds that segments begin with are theirs already.
-    is_given = contender.config != settings.adapter or bool(ground.start)
+    is_given = contender.config != settings.adapter or bool(folds[0].start)
     ladder = rungs_of(settings) if contender.model == SUBJECT and not is_given else {}
     steps = len(configs) + len(ladder)
     for config in configs:
-        trained = train_contender(contender, stopping, config, settings.seeds[0])
-        value = float(headline_values(comparing, trained)["value"].mean())
+        trained = tuple(train_contender(contender, f, config, settings.seeds[0]) for f in folds)
+        value = float(_opposite_values(folds, trained)["value"].mean())
         tried.append((config, value))
-        if value > best or stopped is None:
+        if value > best or not stopped:
             chosen, stopped, best = config, trained, value
         progress(len(tried), steps)
-    assert stopped is not None, "a grid has at least one setting"
     rows = [
         {"model": contender.model}
         | {name: getattr(config, name) for name in SEARCHED}
         | {"value": value, "chosen": config == chosen}
         for config, value in tried
     ]
-    choice = Choice(contender, chosen, pd.DataFrame(rows), stopped)
+    choice = Choice(contender, chosen, pd.DataFrame(rows), best, stopped)
     if not ladder:
         return choice
     values = {}
     for done, (rung, kinds) in enumerate(ladder.items(), len(configs) + 1):
-        on_rung = _on_rung(rung, kinds, choice, stopping, settings.seeds[0])
-        values[rung] = headline_values(comparing, on_rung)
+        on_rung = [
+            _on_rung(rung, kinds, choice, fold, on_top, settings.seeds[0])
+            for fold, on_top in zip(folds, stopped, strict=True)
+        ]
+        values[rung] = _opposite_values(folds, on_rung)
         progress(done, steps)
-    names = ground.log.segment_names
-    sizes = dict(zip(names, np.diff(ground.log.offsets).tolist(), strict=True))
+    return _with_rungs(choice, ladder, values, folds[0].log)
+
+
+def _with_rungs(
+    choice: Choice,
+    ladder: Mapping[str, AdapterConfig],
+    values: Mapping[str, pd.DataFrame],
+    log: Interactions,
+) -> Choice:
+    """The choice with the rung of each segment, by what the users said of every rung."""
+    names = log.segment_names
+    sizes = dict(zip(names, np.diff(log.offsets).tolist(), strict=True))
     picked, compared = choose_rungs(values, sizes)
-    if not contender.has_parent and set(picked.values()) == {PARENT}:
+    if not choice.contender.has_parent and set(picked.values()) == {PARENT}:
         # Without any delta there is nothing to train: let each segment's validation say no.
         return replace(choice, rungs=compared)
-    own = tuple(ladder[picked[name]] for name in names)
-    return replace(choice, contender=replace(contender, config=own), rungs=compared)
+    of_picked = [v[v["segment"].astype(str).map(picked) == rung] for rung, v in values.items()]
+    return replace(
+        choice,
+        contender=replace(choice.contender, config=tuple(ladder[picked[name]] for name in names)),
+        value=float(pd.concat(of_picked)["value"].mean()),
+        rungs=compared,
+    )
+
+
+def _opposite_values(folds: Sequence[Ground], trained: Sequence[Trained]) -> pd.DataFrame:
+    """What the users say of it that stopped none of its epochs, all folds together."""
+    values = [headline_values(f.opposite, t) for f, t in zip(folds, trained, strict=True)]
+    return pd.concat(values, ignore_index=True)
 
 
 def _on_rung(
-    rung: str, kinds: AdapterConfig, choice: Choice, stopping: Ground, seed: int
+    rung: str, kinds: AdapterConfig, choice: Choice, fold: Ground, on_top: Trained, seed: int
 ) -> Trained:
-    """The contender with the adapters of one rung."""
+    """The contender with the adapters of one rung; `on_top` has all kinds."""
     contender = replace(choice.contender, config=kinds)
     if rung == PARENT:
-        parent = stopping.parent if contender.has_parent else None
-        bank = AdapterBank.for_log(stopping.base, stopping.log, kinds, seed, parent)
+        parent = fold.parent if contender.has_parent else None
+        bank = AdapterBank.for_log(fold.base, fold.log, kinds, seed, parent)
         untrained = Training(pd.DataFrame(), {}, steps=0)
         return Trained(contender, bank, untrained, digest(rung, digest_of(parent)))
     if kinds == choice.contender.config:
-        return choice.stopped
-    return train_contender(contender, stopping, choice.config, seed)
+        return on_top
+    return train_contender(contender, fold, choice.config, seed)
 
 
 def headline_values(comparing: Ground, trained: Trained) -> pd.DataFrame:

@@ -23,7 +23,7 @@ from .contenders import (
     Trained,
     choose,
     contenders,
-    headline_values,
+    num_folds,
     train_contender,
 )
 from .inputs import Inputs
@@ -95,24 +95,24 @@ def learn(settings: RunSettings, inputs: Inputs) -> Learned:
         start=live.start,
         candidates=candidates_of(settings, inputs.base.items, windows.train.segment_names),
     )
-    choosing, training = ground, ground
+    folds = (ground, ground.opposite)[: num_folds(settings, windows.validation)]
     choices, trained = list[Choice](), list[Trained]()
     seed = settings.seeds[0]
     for contender in contenders(settings, has_parent=live.parent is not None):
         if contender.model == SUBJECT:
             contender = live.with_its_kinds(contender, windows.train.segment_names)
         with step(f"choosing rates: {contender.model}") as progress:
-            choice = choose(contender, choosing, settings, progress)
+            choice = choose(contender, folds, settings, progress)
         choices.append(choice)
         inputs.folder.event("chosen", model=contender.model, config=asdict(choice.config))
         with step(f"training: {contender.model}") as progress:
-            trained.append(train_contender(choice.contender, training, choice.config, seed))
+            trained.append(train_contender(choice.contender, folds[0], choice.config, seed))
             progress(1, 1)
         inputs.folder.event("trained", model=contender.model, seed=seed)
         if contender.model == POOLED and settings.parent != "none":
-            choosing = replace(choosing, parent=choice.stopped.bank.adapters()[0])
-            training = replace(training, parent=trained[-1].bank.adapters()[0])
-    _keep_the_better(choices, trained, replace(ground, users="odd"))
+            parents = [stopped.bank.adapters()[0] for stopped in choice.stopped]
+            folds = tuple(replace(f, parent=p) for f, p in zip(folds, parents, strict=True))
+    _keep_the_better(choices, trained)
     until = int(windows.validation.timestamps.max()) / 1e6
     # A new ground: what the old one has cached, all segments as one, is needed no more.
     return Learned(choices, trained, replace(ground), until)
@@ -129,13 +129,10 @@ def adapt_log(settings: RunSettings, windows: Windows) -> Interactions:
     return faded(whole, settings.half_life)
 
 
-def _keep_the_better(choices: list[Choice], trained: list[Trained], comparing: Ground) -> None:
+def _keep_the_better(choices: list[Choice], trained: list[Trained]) -> None:
     """Of the subject with and without a parent, the one that validation likes better."""
     own = [at for at, each in enumerate(trained) if each.contender.model == SUBJECT]
-    if len(own) == 1:
-        return
-    values = {at: float(headline_values(comparing, trained[at])["value"].mean()) for at in own}
-    best = max(own, key=lambda at: values[at])
+    best = max(own, key=lambda at: choices[at].value)
     for at in reversed(own):
         if at != best:
             del choices[at], trained[at]

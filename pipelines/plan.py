@@ -16,7 +16,7 @@ from reclora.store import AdapterStore
 from reclora.training import train
 
 from .alone import alone_in
-from .contenders import SUBJECT, contenders, grid, rungs_of
+from .contenders import SUBJECT, contenders, grid, num_folds, rungs_of
 from .inputs import Inputs
 from .learning import adapt_log
 from .run import RunSettings
@@ -59,14 +59,15 @@ def plan(settings: RunSettings, only: Sequence[str] = ()) -> Planned:
         if isinstance(c.config, AdapterConfig)
     )
     models = tuple(dict.fromkeys(c.model for c in trained))
-    on_rungs = len(rungs_of(settings)) * sum(c.model == SUBJECT for c in trained)
+    searched += len(rungs_of(settings)) * sum(c.model == SUBJECT for c in trained)
+    searched *= num_folds(settings, inputs.windows.validation)
     return Planned(
         segments=train_log.num_segments,
         rows=len(train_log),
         begin_with_current=len(live.start),
         chunks=len(chunks_of(train_log, settings.chunk_rows)),
         models=models,
-        trainings=searched + on_rungs + len(models) * len(settings.seeds),
+        trainings=searched + len(models) * len(settings.seeds),
         current=None if live.release is None else live.release.number,
         quality=inputs.rows_lost,
         bytes_needed=needed,

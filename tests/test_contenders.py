@@ -36,6 +36,7 @@ from reclora.pipelines.contenders import (
     contenders,
     grid,
     headline_values,
+    num_folds,
     train_contender,
 )
 from reclora.pipelines.inputs import onto_base
@@ -66,7 +67,7 @@ def chosen(
     world: World, contender: Contender, search: Search, told: Callable[[int, int], None]
 ) -> tuple[TrainingConfig, pd.DataFrame]:
     settings, ground = world
-    choice = choose(contender, ground, replace(settings, search=search), told)
+    choice = choose(contender, (ground,), replace(settings, search=search), told)
     return choice.config, choice.tried
 
 
@@ -181,13 +182,73 @@ def test_settings_are_compared_by_the_users_that_chose_no_epoch(
     )
     ladder = rungs(settings.adapter)
     _, pooled, _, subject = contenders(settings)
-    parent = choose(pooled, ground, settings, quiet).stopped.bank.adapters()[0]
-    choose(subject, replace(ground, parent=parent), settings, quiet)
+    parent = choose(pooled, (ground,), settings, quiet).stopped[0].bank.adapters()[0]
+    choose(subject, (replace(ground, parent=parent),), settings, quiet)
     # The parent's own rung trains nothing, the top was trained to choose its settings.
     assert grounds == ["even"] * (1 + 1 + len(ladder) - 2)
     assert len(compared) == 1 + 1 + len(ladder)
     for users in compared:
         assert users and all(row % 2 == 1 for row in users)
+
+
+def test_where_users_are_few_both_halves_compare(world: World) -> None:
+    """Each on what the other stopped: the value of a setting is the mean over all of them."""
+    settings, ground = world
+    pooled = contenders(settings)[1]
+    folds = (ground, ground.opposite)
+    choice = choose(pooled, folds, settings, quiet)
+    values = []
+    for fold, stopped in zip(folds, choice.stopped, strict=True):
+        again = train_contender(pooled, fold, choice.config, settings.seeds[0])
+        assert again.training.best_epoch == stopped.training.best_epoch
+        values.append(headline_values(fold.opposite, again))
+    users = [set(v["user_id"]) for v in values]
+    assert not users[0] & users[1] and len(users[0]) > 10 and len(users[1]) > 10
+    whole = hold_out(ground.validation, ground.seen, settings.evaluation)
+    assert len(users[0] | users[1]) == len(users_of(whole))
+    assert choice.value == pytest.approx(pd.concat(values)["value"].mean())
+    assert choice.tried.loc[choice.tried["chosen"], "value"].item() == choice.value
+
+
+def test_a_rung_is_worth_what_both_halves_say(shifted: World) -> None:
+    settings, ground = shifted
+    _, pooled, _, subject = contenders(settings)
+    folds = (replace(ground, parent=None), replace(ground.opposite, parent=None))
+    parents = [t.bank.adapters()[0] for t in choose(pooled, folds, settings, quiet).stopped]
+    above = [replace(f, parent=p) for f, p in zip(folds, parents, strict=True)]
+    choice = choose(subject, above, settings, quiet)
+    assert choice.rungs is not None and isinstance(choice.contender.config, tuple)
+    (chosen,) = choice.rungs[choice.rungs["chosen"]].to_dict("records")
+    assert chosen["users"] == sum(f.held_out.num_users for f in folds)
+    assert choice.value == pytest.approx(chosen["mean"], abs=1e-12)
+    values = []
+    for fold in above:
+        trained = train_contender(choice.contender, fold, choice.config, settings.seeds[0])
+        values.append(headline_values(fold.opposite, trained))
+    assert choice.value == pytest.approx(pd.concat(values)["value"].mean(), abs=1e-6)
+
+
+def test_one_half_compares_where_it_is_enough_or_nothing_is_chosen(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, ground = world
+    validation = ground.validation
+    assert num_folds(settings, validation) == 2
+    given = replace(settings, kinds="given", parent="pooled", search=Search((), (), ()))
+    assert num_folds(given, validation) == 1
+    for chosen in (
+        replace(given, kinds="auto"),
+        replace(given, parent="auto"),
+        replace(given, search=Search((), (0.1, 0.2), ())),
+    ):
+        assert num_folds(chosen, validation) == 2
+    even = validation.select(validation.user_rows % 2 == 0)
+    assert num_folds(settings, even) == 1
+    users = len(np.unique(validation.user_rows))
+    monkeypatch.setattr(contenders_module, "CROSSED_BELOW", users)
+    assert num_folds(settings, validation) == 1
+    monkeypatch.setattr(contenders_module, "CROSSED_BELOW", users + 1)
+    assert num_folds(settings, validation) == 2
 
 
 def users_of(held_out: HeldOut) -> set[int]:
@@ -293,7 +354,7 @@ def _planted(folder: Path, shift: float, bias_shift: float) -> World:
     seen = windows.pretrain.joined(windows.train)
     ground = Ground(base, windows.train, windows.validation, seen, settings.evaluation)
     pooled = contenders(settings)[1]
-    stopped = choose(pooled, ground, settings, quiet).stopped
+    (stopped,) = choose(pooled, (ground,), settings, quiet).stopped
     return settings, replace(ground, parent=stopped.bank.adapters()[0])
 
 
@@ -309,7 +370,7 @@ def unshifted(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 def picked(world: World, **changes: Any) -> Choice:
     settings, ground = world
-    return choose(contenders(settings)[-1], ground, replace(settings, **changes), quiet)
+    return choose(contenders(settings)[-1], (ground,), replace(settings, **changes), quiet)
 
 
 def test_segments_that_differ_stand_above_their_parent(shifted: World) -> None:
@@ -366,10 +427,10 @@ def test_given_kinds_are_all_that_the_adapter_says(shifted: World) -> None:
     told: list[tuple[int, int]] = []
     subject = contenders(settings)[-1]
     mine = replace(settings, kinds="given")
-    choice = choose(subject, ground, mine, lambda *done: told.append(done))
+    choice = choose(subject, (ground,), mine, lambda *done: told.append(done))
     assert choice.contender == subject and choice.rungs is None
     assert told == [(1, 1)]
-    choose(subject, ground, settings, lambda *done: told.append(done))
+    choose(subject, (ground,), settings, lambda *done: told.append(done))
     assert told[1:] == [(n, 6) for n in range(1, 7)]
 
 
@@ -379,16 +440,16 @@ def test_only_what_is_published_has_its_kinds_picked(shifted: World) -> None:
     on_pooled = contenders(replace(settings, compared=(RESIDUAL,)))[1]
     assert on_pooled.model == ON_POOLED
     for contender in (full, pooled, alone, on_pooled):
-        choice = choose(contender, ground, settings, quiet)
+        choice = choose(contender, (ground,), settings, quiet)
         assert choice.rungs is None and choice.contender == contender
-        assert (choice.stopped.parent is None) == (contender.model != ON_POOLED)
+        assert (choice.stopped[0].parent is None) == (contender.model != ON_POOLED)
 
 
 def test_kinds_are_picked_where_there_is_no_parent(shifted: World) -> None:
     """The lowest rung is then the base alone, whatever parent lies beside it."""
     settings, ground = shifted
     mine = replace(settings, parent="none")
-    choice = choose(contenders(mine)[-1], ground, mine, quiet)
+    choice = choose(contenders(mine)[-1], (ground,), mine, quiet)
     assert choice.rungs is not None and not choice.contender.has_parent
     odd = replace(ground, users="odd")
     judged = choice.rungs.set_index("rung")
@@ -406,7 +467,7 @@ def test_without_a_parent_something_is_trained_however_little_it_helps(unshifted
     """Each segment's own validation then says no: a bank without any delta cannot be trained."""
     settings, ground = unshifted
     mine = replace(settings, parent="none", search=Search((1e-9,), (1e-9,), (0.0,)))
-    choice = choose(contenders(mine)[-1], ground, mine, quiet)
+    choice = choose(contenders(mine)[-1], (ground,), mine, quiet)
     assert choice.rungs is not None
     assert choice.rungs.loc[choice.rungs["chosen"], "rung"].tolist() == ["parent"]
     assert choice.contender.config == settings.adapter
