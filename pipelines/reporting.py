@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from reclora.adapters import Adapter
+from reclora.arithmetic import singular_values
 from reclora.bank import AdapterBank
 from reclora.configs import AdapterConfig
 from reclora.interactions import Interactions
@@ -16,6 +18,7 @@ from reclora.splits import Windows
 
 from .assessment import Assessment, Tables
 from .contenders import SEARCHED, SUBJECT, Trained
+from .figures import Effort
 from .gating import Decisions
 from .inputs import Inputs
 from .learning import Learned
@@ -34,12 +37,14 @@ def pairs_of(models: Sequence[str], subject: str, baseline: str) -> list[tuple[s
 def segment_states(windows: Windows, subject: Trained, decisions: Decisions) -> pd.DataFrame:
     """One row a segment: rows and users it trained on, what it stores, how it came out."""
     rows = []
-    decided = decisions.table.set_index("segment")
+    decided = decisions.table.set_index("segment")[["status", "reason"]]
     for code, name in enumerate(windows.train.segment_names):
         train, validation, test = (
             _count(getattr(windows, w), code) for w in ("train", "validation", "test")
         )
         epoch = subject.training.best_epoch[name]
+        adapter = subject.bank.adapter(name) if epoch else None
+        status, reason = decided.loc[name]
         rows.append(
             {
                 "segment": name,
@@ -48,11 +53,45 @@ def segment_states(windows: Windows, subject: Trained, decisions: Decisions) -> 
                 "validation rows": validation[0],
                 "test rows": test[0],
                 "deltas": describe(_of_base(subject.bank, code)),
-                "numbers": subject.bank.adapter(name).num_numbers if epoch else 0,
+                "numbers": 0 if adapter is None else adapter.num_numbers,
+                "bytes": 0 if adapter is None else num_bytes(adapter),
                 "best epoch": epoch,
-                "state": ": ".join(map(str, decided.loc[name, ["status", "reason"]])),
+                "decision": str(status),
+                "reason": str(reason),
             }
         )
+    return pd.DataFrame(rows)
+
+
+def num_bytes(adapter: Adapter) -> int:
+    """What an adapter's tensors take in a pack, the identifiers of its rows not counted."""
+    return sum(tensor.nbytes for tensor in adapter.tensors.values())
+
+
+SPECTRA_OF = 500
+"""Spectra are those of so many segments, the ones with the most rows: their mean says enough."""
+
+
+def spectra_of(subject: Trained, windows: Windows) -> pd.DataFrame:
+    """segment, delta, direction, energy of the adapters that helped, and of their parent."""
+    sizes = dict(
+        zip(windows.train.segment_names, np.diff(windows.train.offsets).tolist(), strict=True)
+    )
+    largest = sorted(subject.helped, key=lambda name: -sizes.get(name, 0))[:SPECTRA_OF]
+    adapters = [subject.bank.adapter(name) for name in largest]
+    rows = []
+    for adapter in [*adapters, *([subject.parent] if subject.parent is not None else [])]:
+        if isinstance(adapter.config, AdapterConfig) and adapter.config.magnitude:
+            continue
+        of = "" if adapter is not subject.parent else ", parent"
+        for delta, values_R in singular_values(adapter).items():
+            energy_R = values_R.square()
+            if total := float(energy_R.sum()):
+                rows += [
+                    {"segment": adapter.segment, "delta": f"{delta}{of}", "direction": at}
+                    | {"energy": energy / total}
+                    for at, energy in enumerate(energy_R.tolist(), 1)
+                ]
     return pd.DataFrame(rows)
 
 
@@ -95,9 +134,15 @@ def write_run_report(
     assessment: Assessment,
     tables: Tables,
     quality: Mapping[str, int],
+    efforts: Mapping[str, Effort],
+    release: int | None,
 ) -> None:
     """Write the run's page."""
     evaluation = settings.evaluation
+    costs = [
+        {"model": model, "numbers": effort.numbers, "seconds": effort.seconds}
+        for model, effort in efforts.items()
+    ]
     write_report(
         inputs.folder.report,
         Report(
@@ -119,6 +164,9 @@ def write_run_report(
             repeat=settings.repeat,
             notes=_notes(settings, learned, decisions, assessment),
             sections=sections_of(tables, evaluation.ks[0], SUBJECT, BASE),
+            outcome=_outcome(settings, decisions, release),
+            costs=pd.DataFrame(costs),
+            spectra=spectra_of(learned.subject, inputs.windows),
         ),
     )
 
@@ -178,18 +226,25 @@ def _kinds(learned: Learned) -> list[str]:
     ]
 
 
+def _outcome(settings: RunSettings, decisions: Decisions, release: int | None) -> str:
+    """What went live."""
+    counts = ", ".join(f"{n:,} {status}" for status, n in decisions.counts.items())
+    if release is None:
+        return f"Nothing went live: {counts}."
+    share = settings.gate.canary
+    whom = f"for {share:.0%} of the users" if share else "for all users"
+    return f"Release {release} went live, {whom}: {counts}."
+
+
 def _published(settings: RunSettings, decisions: Decisions, assessment: Assessment) -> str:
     """What went live, and what it scores."""
     evaluation, seed = settings.evaluation, settings.seeds[0]
     own = assessment.mean_of(SUBJECT, evaluation.metrics[0], evaluation.ks[0])
-    counts = ", ".join(f"{n:,} {status}" for status, n in decisions.counts.items())
-    share = settings.gate.canary
     return (
-        f"Segments: {counts}. Candidates are the adapters of seed {seed}, which alone has "
+        f"Candidates are the adapters of seed {seed}, which alone has "
         f"{evaluation.headline} {own:.4f}; where an own adapter did not help, the "
         "parent of that seed. Each was held against what was live on the validation users who "
         "chose none of its epochs; decisions.parquet has the numbers."
-        + (f" What passed goes live for {share:.0%} of the users first." if share else "")
     )
 
 

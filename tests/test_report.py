@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
 import re
 from collections.abc import Callable
@@ -16,8 +18,10 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plotly.graph_objects import Figure
 
-from reclora.report import Report, write_report
+from reclora.report import Report, markdown, plotly_figures, write_csv, write_report
+from reclora.report.contents import LIFT
 from reclora.report.text import interval, label, number, percent, short, shown, signed
 
 MODELS = {
@@ -97,7 +101,7 @@ def example(names: tuple[str, ...] = NAMES) -> Report:
     """A report whose headline is .1234 over .1100: +.0134 [.0101, .0167]."""
     lifts = segment_lifts(names)
     sizes = [
-        {"segment": name, "train_rows": 900 * (i + 1), "test_users": 9, "best_epoch": i or None}
+        {"segment": name, "train rows": 900 * (i + 1), "test_users": 9, "best_epoch": i or None}
         for i, name in enumerate(names)
     ]
     curves = [
@@ -138,7 +142,7 @@ class Page(HTMLParser):
         super().__init__()
         self.words: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[tuple[str | None, str]] = []
+        self.scripts: list[tuple[dict[str, str | None], str]] = []
         self._inside = ""
         self.feed(source)
         self.close()
@@ -148,7 +152,7 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
         self._inside = tag
         if tag == "script":
-            self.scripts.append((dict(attrs).get("type"), ""))
+            self.scripts.append((dict(attrs), ""))
 
     def handle_endtag(self, tag: str) -> None:
         self._inside = ""
@@ -159,8 +163,17 @@ class Page(HTMLParser):
         elif self._inside != "style":
             self.words.append(data)
 
-    def figures(self) -> list[dict[str, Any]]:
-        return [json.loads(text) for kind, text in self.scripts if kind == "application/json"]
+    def figures(self) -> dict[str, dict[str, Any]]:
+        """By what they show."""
+        drawn = [(attrs, text) for attrs, text in self.scripts if attrs.get("class") == "figure"]
+        return {str(attrs["data-shows"]): json.loads(text) for attrs, text in drawn}
+
+    def words_of_figures(self) -> list[str]:
+        return [attrs["aria-label"] or "" for _, attrs in self.tags if attrs.get("role") == "img"]
+
+    def rests(self) -> list[list[list[str]]]:
+        """The rows of tables that are not laid out."""
+        return [json.loads(text) for attrs, text in self.scripts if attrs.get("class") == "rest"]
 
 
 def page_of(report: Report, folder: Path) -> Page:
@@ -213,8 +226,8 @@ def test_every_segment_and_number_is_in_the_page(tmp_path: Path) -> None:
         "binary gain, log2",
         "One seed and one cut in time.",
         "Verdicts are corrected for being",
-        "student 900 9 –",  # a count that is missing elsewhere in its column is still a count
-        "engineer 1,800 9 1",
+        ".0100 900 9 –",  # a count that is missing elsewhere in its column is still a count
+        ".0100 1,800 9 1",
     ):
         assert words in text, words
 
@@ -223,14 +236,14 @@ def test_cannot_tell_is_never_dressed_as_a_win(tmp_path: Path) -> None:
     page = page_of(example(), tmp_path)
     classes = [attrs["class"] for _, attrs in page.tags if "verdict" in (attrs.get("class") or "")]
     assert {"verdict better", "verdict cannot-tell"} <= set(classes)
-    traces = {trace["name"]: trace["marker"] for trace in page.figures()[0]["data"]}
+    traces = {trace["name"]: trace["marker"] for trace in page.figures()["lift"]["data"]}
     assert traces["cannot tell"]["color"] != traces["better"]["color"]
     assert traces["cannot tell"]["symbol"] != traces["better"]["symbol"]
 
 
 def test_the_chart_shows_the_lifts(tmp_path: Path) -> None:
     report = example()
-    figure = page_of(report, tmp_path).figures()[0]
+    figure = page_of(report, tmp_path).figures()["lift"]
     rows = {y: lab for y, lab in enumerate(figure["layout"]["yaxis"]["ticktext"])}
     drawn = {
         rows[y]: (round(x - low, 9), round(x, 9), round(x + high, 9))
@@ -259,7 +272,7 @@ def test_no_interval_is_said_and_drawn_without_one(tmp_path: Path) -> None:
 
     page = page_of(with_lift(example(), lonely), tmp_path)
     assert re.search(r"student 1 \S+ \S+ \S+ no interval ○ cannot tell", page.text)
-    trace = next(t for t in page.figures()[0]["data"] if t["name"] == "cannot tell")
+    trace = next(t for t in page.figures()["lift"]["data"] if t["name"] == "cannot tell")
     assert 0 in trace["error_x"]["array"]
 
 
@@ -268,12 +281,12 @@ def test_hostile_names_are_inert_text(tmp_path: Path) -> None:
     report = replace(report, settings={HOSTILE[0]: {HOSTILE[1]: "\ud800"}})
     page, plain = page_of(report, tmp_path), page_of(example(), tmp_path)
     assert {tag for tag, _ in page.tags} == {tag for tag, _ in plain.tags}
-    assert len(page.scripts) == len(plain.scripts) == 4
+    assert len(page.scripts) == len(plain.scripts) == 6
     assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
     for name in HOSTILE:
         assert re.sub(r"\s+", " ", short(shown(name))) in page.text
     assert "\u202e" not in page.text and "\\u202eevil\\u2066" in page.text
-    assert "49" not in page.figures()[0]["layout"]["yaxis"]["ticktext"]
+    assert "49" not in page.figures()["lift"]["layout"]["yaxis"]["ticktext"]
 
 
 @settings(max_examples=200, deadline=None)
@@ -301,11 +314,14 @@ def test_nothing_is_fetched_and_only_our_two_scripts_may_run(tmp_path: Path) -> 
 def test_many_segments_fold_and_the_chart_says_what_it_shows(tmp_path: Path) -> None:
     names = tuple(f"tenant {i}" for i in range(300))
     page = page_of(example(names), tmp_path)
-    lifts, curves = page.figures()
+    lifts, curves, sizes = (page.figures()[name] for name in ("lift", "curves", "sizes"))
     assert len(lifts["layout"]["yaxis"]["ticktext"]) == 41
     assert len(curves["data"]) <= 40 and sum(t["showlegend"] for t in curves["data"]) == 1
     assert "The chart shows the 40 segments with the most users, the table all 300." in page.text
-    assert sum(tag == "details" for tag, _ in page.tags) == 3
+    assert sum(len(trace["x"]) for trace in sizes["data"]) == 300
+    # Of the segments, and of every model in them; the first row is that of all together.
+    assert [len(rest) for rest in page.rests()] == [251, 250]
+    assert page.text.count("50 of 301 rows are shown.") == 1
     fewest = min(
         example(names).headline("segment"), key=lambda lift: (lift["users"], lift["segment"])
     )
@@ -314,7 +330,7 @@ def test_many_segments_fold_and_the_chart_says_what_it_shows(tmp_path: Path) -> 
 
 def test_a_run_without_curves_has_no_chart_of_them(tmp_path: Path) -> None:
     page = page_of(replace(example(), curves=pd.DataFrame()), tmp_path)
-    assert len(page.figures()) == 1 and "Validation while training" not in page.text
+    assert "curves" not in page.figures() and "Validation while training" not in page.text
 
 
 def test_models_are_sorted_and_appear_once_whatever_the_index(tmp_path: Path) -> None:
@@ -335,7 +351,7 @@ def test_pooled_curves_and_categorical_columns(tmp_path: Path) -> None:
         means=report.means.astype({"model": "category", "segment": "category"}),
     )
     page = page_of(report, tmp_path)
-    assert "pooled adapter" in {trace["name"] for trace in page.figures()[1]["data"]}
+    assert "pooled adapter" in {trace["name"] for trace in page.figures()["curves"]["data"]}
     assert "+.0134" in page.text
 
 
@@ -386,7 +402,7 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         write_report(path, broken)
     assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["report.html"]
+    assert sorted(os.listdir(tmp_path)) == ["report.csv", "report.html", "report.md"]
     mask = os.umask(0)
     os.umask(mask)
     assert path.stat().st_mode & 0o777 == 0o666 & ~mask
@@ -400,6 +416,160 @@ class Unprintable:
 def test_same_report_same_bytes(tmp_path: Path) -> None:
     first, second = (write_report(tmp_path / name, example()).read_bytes() for name in "ab")
     assert first == second
+
+
+# Sizes, costs, spectra; every figure in words.
+
+
+def full(names: tuple[str, ...] = NAMES) -> Report:
+    """The example with all that a report may have."""
+    spectra = [
+        {"segment": name, "delta": delta, "direction": at + 1, "energy": energy}
+        for name in names
+        for delta in ("user_table.rows", "item_table.rows")
+        for at, energy in enumerate((0.6, 0.3, 0.1))
+    ]
+    costs = {"model": [SUBJECT, BASELINE], "numbers": [66_626, 1_278_942], "seconds": [24.84, None]}
+    return replace(
+        example(names),
+        outcome="Release 7 went live: 5 promoted, 2 fell back.",
+        costs=pd.DataFrame(costs),
+        spectra=pd.DataFrame(spectra),
+    )
+
+
+def test_what_went_live_and_what_it_costs_stand_on_the_first_screen(tmp_path: Path) -> None:
+    text = page_of(full(), tmp_path).text
+    before = text.split("One seed and one cut")[0]
+    assert "Release 7 went live: 5 promoted, 2 fell back." in before
+    assert "943 .1234 66,626 24.8 +.0134" in before
+    assert "943 .1100 1,278,942 – –" in before and "943 .1229 – – +.0129" in before
+
+
+def test_every_figure_says_in_words_what_it_shows(tmp_path: Path) -> None:
+    report = full()
+    page = page_of(report, tmp_path)
+    assert list(page.figures()) == ["lift", "sizes", "by_k", "curves", "spectra"]
+    lift, sizes, by_k, curves, spectra = page.words_of_figures()
+    best = report.by_segment().iloc[0]
+    assert f"Highest: {best['segment']}, {signed(best['difference'])}" in lift
+    lifts = report.by_segment().sort_values("train rows")["difference"]
+    assert f"mean lift of {signed(lifts[:3].mean())}, the larger half of" in sizes
+    assert "length of the list" in by_k and "Highest of each" in curves
+    assert "user_table.rows: 60.0 %; item_table.rows: 60.0 %" in spectra
+
+
+def test_lift_is_drawn_against_size(tmp_path: Path) -> None:
+    report = full()
+    figure = page_of(report, tmp_path).figures()["sizes"]
+    assert figure["layout"]["xaxis"]["type"] == "log"
+    drawn = {(x, round(y, 9)) for t in figure["data"] for x, y in zip(t["x"], t["y"], strict=True)}
+    table = report.by_segment()
+    wanted = zip(table["train rows"], table["difference"].round(9), strict=True)
+    assert drawn == set(wanted)
+    unsized = replace(report, segments=report.segments.drop(columns="train rows"))
+    assert "sizes" not in page_of(unsized, tmp_path).figures()
+
+
+def test_of_very_many_segments_those_that_say_most_are_drawn(tmp_path: Path) -> None:
+    report = full(tuple(f"tenant {i}" for i in range(2500)))
+    told = (report.by_segment()["verdict"] != "cannot tell").sum()
+    assert 500 < told < 2000
+    traces = {t["name"]: len(t["x"]) for t in page_of(report, tmp_path).figures()["sizes"]["data"]}
+    assert traces["better"] + traces["worse"] == told and sum(traces.values()) == 2000
+
+
+def test_spectra_add_up_to_one(tmp_path: Path) -> None:
+    figure = page_of(full(), tmp_path).figures()["spectra"]
+    assert [t["name"] for t in figure["data"]] == ["user_table.rows", "item_table.rows"]
+    for trace in figure["data"]:
+        assert trace["x"] == [1, 2, 3] and trace["y"] == pytest.approx([0.6, 0.9, 1.0])
+
+
+def test_figures_are_plotly_objects() -> None:
+    figures = plotly_figures(full())
+    assert list(figures) == ["lift", "sizes", "by_k", "curves", "spectra"]
+    assert all(isinstance(figure, Figure) for figure in figures.values())
+    assert figures["lift"].layout.xaxis.title.text == "lift in NDCG@10"
+    assert list(plotly_figures(replace(example(), curves=pd.DataFrame()))) == [
+        "lift",
+        "sizes",
+        "by_k",
+    ]
+
+
+def test_a_segment_is_one_row_of_all_that_is_known(tmp_path: Path) -> None:
+    report = example()
+    extra = pd.DataFrame({"segment": ["unmeasured"], "train rows": [7], "test_users": [0]})
+    segments = pd.concat([report.segments, extra], ignore_index=True)
+    table = replace(report, segments=segments).by_segment()
+    assert table["segment"].tolist()[-1] == "unmeasured" and len(table) == len(NAMES) + 1
+    assert table["difference"].iloc[:-1].is_monotonic_decreasing
+    last = table.iloc[-1]
+    assert last["users"] == 0 and last["train rows"] == 7 and math.isnan(last["difference"])
+    wanted = {lift["segment"]: lift for lift in report.headline("segment")}
+    for row in table.iloc[:-1].to_dict("records"):
+        assert {key: row[key] for key in LIFT} == {key: wanted[row["segment"]][key] for key in LIFT}
+
+
+def test_a_column_that_a_lift_has_too_is_that_of_the_lift() -> None:
+    report = example()
+    segments = report.segments.assign(users=-1, verdict="?")
+    table = replace(report, segments=segments).by_segment()
+    assert table.equals(report.by_segment())
+
+
+# Markdown and CSV.
+
+
+def test_markdown_says_what_the_page_does(tmp_path: Path) -> None:
+    report = full()
+    write_report(tmp_path / "report.html", report)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert text == markdown(report)
+    assert "NDCG@10 of `per-segment adapters` is .1234, of `frozen base` .1100" in text
+    assert "**+.0134** (+12.2 %) [.0101, .0167] over 943 users: **better**." in text
+    assert "Release 7 went live" in text and "| `frozen base` | .1100 |" in text
+    for row in report.by_segment().to_dict("records"):
+        assert f"| `{row['segment']}` | {row['users']} | {signed(row['difference'])} |" in text
+
+
+def test_markdown_of_many_segments_has_the_ends() -> None:
+    report = example(tuple(f"tenant {i}" for i in range(300)))
+    text, table = markdown(report), report.by_segment()
+    named = re.findall(r"\| `(tenant \d+)` \|", text)
+    assert named == [*table["segment"][:5], *table["segment"][-5:]]
+    assert "The largest and the smallest lifts of 300 segments." in text
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(min_size=1, max_size=60))
+def test_no_name_leaves_its_cell_of_markdown(name: str) -> None:
+    report = example((name, "other"))
+    lines = markdown(report).splitlines()
+    (row,) = [line for line in lines if line.startswith("| ") and " | 136 | " in line]
+    # A bar in a code span of a table ends the cell unless a backslash is before it.
+    assert len(re.findall(r"(?<!\\)\|", row)) == 6
+    inside = row[2:].split(" | 136 | ")[0]
+    assert inside.startswith("`") and inside.endswith("`") and "`" not in inside[1:-1]
+
+
+def test_no_cell_of_csv_is_a_formula(tmp_path: Path) -> None:
+    names = ("=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "plain", '"=1"')
+    report = example(names)
+    write_report(tmp_path / "report.html", report)
+    raw = (tmp_path / "report.csv").read_bytes()
+    read = pd.read_csv(io.BytesIO(raw), keep_default_na=False, lineterminator="\n")
+    found = read["segment"].tolist()
+    assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for cell in found)
+    assert set(found) == {name if name[0] in 'p"' else f"'{name}" for name in names}
+    # Numbers stay numbers, negative ones too.
+    assert read["difference"].tolist() == report.by_segment()["difference"].tolist()
+
+
+def test_a_hostile_header_is_no_formula_either(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "a.csv", pd.DataFrame({"=1+1": ["x"], "b": [-1.0]}))
+    assert path.read_text(encoding="utf-8") == "'=1+1,b\nx,-1.0\n"
 
 
 def test_numbers() -> None:

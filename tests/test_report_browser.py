@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,10 +12,13 @@ import pytest
 from selenium.webdriver import ActionChains, Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import WebDriverWait
-from test_report import HOSTILE, NAMES, example
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import Select, WebDriverWait
+from test_report import HOSTILE, NAMES, example, full
 
 from reclora.report import Report, write_report
+from reclora.report.text import number, signed
 
 FLAGS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -51,23 +55,120 @@ def open_page(browser: Chrome, report: Report, folder: Path) -> None:
     assert asked == []
 
 
-def points(browser: Chrome, chart: int) -> int:
-    figure = browser.find_elements(By.CLASS_NAME, "chart")[chart]
-    return len(figure.find_elements(By.CSS_SELECTOR, ".scatterlayer .points .point"))
+def drawn(browser: Chrome, shows: str) -> WebElement:
+    """The chart, scrolled to and drawn."""
+    figure = browser.find_element(By.CSS_SELECTOR, f"figure:has([data-shows={shows}]) .chart")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", figure)
+    WebDriverWait(browser, 10).until(lambda page: figure.find_elements(By.TAG_NAME, "svg"))
+    return figure
+
+
+def points(browser: Chrome, shows: str) -> int:
+    return len(drawn(browser, shows).find_elements(By.CSS_SELECTOR, ".scatterlayer .points .point"))
+
+
+def table_of(browser: Chrome, name: str) -> list[list[str]]:
+    """The rows of a table as they are shown."""
+    return browser.execute_script(
+        "return [...document.querySelector(arguments[0]).tBodies[0].rows]"
+        ".map(row => [...row.cells].map(cell => cell.textContent))",
+        f"table[aria-label='{name}']",
+    )
+
+
+def sort_by(browser: Chrome, name: str, column: str) -> None:
+    heads = browser.find_elements(By.CSS_SELECTOR, f"table[aria-label='{name}'] th")
+    (head,) = [head for head in heads if head.get_attribute("textContent") == column]
+    browser.execute_script("arguments[0].click()", head)
 
 
 def test_charts_are_drawn_and_the_answer_is_on_the_first_screen(
     browser: Chrome, tmp_path: Path
 ) -> None:
     open_page(browser, example(), tmp_path)
-    assert points(browser, 0) == 1 + len(NAMES)
-    assert points(browser, 1) == 8 * len(NAMES)
     lead = browser.find_element(By.CLASS_NAME, "lead")
     assert "+.0134" in lead.text
     table = browser.find_element(By.CSS_SELECTOR, "#models table").rect
     assert lead.is_displayed() and table["y"] + table["height"] < 900
+    assert points(browser, "lift") == 1 + len(NAMES)
+    assert points(browser, "sizes") == len(NAMES)
+    assert points(browser, "curves") == 8 * len(NAMES)
     labels = browser.find_elements(By.CSS_SELECTOR, ".chart .ytick text")
     assert {"All segments", *NAMES} <= {label.text for label in labels}
+
+
+def test_every_chart_is_drawn_and_said_in_words(browser: Chrome, tmp_path: Path) -> None:
+    open_page(browser, full(), tmp_path)
+    for shows in ("lift", "sizes", "by_k", "curves", "spectra"):
+        assert points(browser, shows) > 4, shows
+        assert len(drawn(browser, shows).get_attribute("aria-label") or "") > 60
+    assert browser.get_log("browser") == []
+
+
+def test_tables_sort_by_what_their_cells_mean(browser: Chrome, tmp_path: Path) -> None:
+    names = tuple(f"tenant {i}" for i in range(120))
+    report = full(names)
+    open_page(browser, report, tmp_path)
+    assert len(table_of(browser, "Segments")) == 50
+    table = report.by_segment()
+    sort_by(browser, "Segments", "users")
+    users = [int(row[1]) for row in table_of(browser, "Segments")]
+    assert users == [943, *sorted(table["users"], reverse=True)][:50]
+    sort_by(browser, "Segments", "users")
+    assert [int(row[1]) for row in table_of(browser, "Segments")] == sorted(table["users"])[:50]
+    sort_by(browser, "Segments", "lift")
+    lifts = [row[4] for row in table_of(browser, "Segments")]
+    assert lifts[0] == signed(table["difference"].max())
+    sort_by(browser, "Segments", "lift")
+    lifts = [row[4] for row in table_of(browser, "Segments")]
+    assert lifts[0] == signed(table["difference"].min()) and lifts[0].startswith("−")
+    sort_by(browser, "Segments", "95 % interval")
+    bounds = [row[5] for row in table_of(browser, "Segments")]
+    assert bounds[0].startswith(f"[{number(table['low'].max())},")
+    # What nobody knows stands last in both directions.
+    sort_by(browser, "Segments", "best epoch")
+    first = table_of(browser, "Segments")[0]
+    assert "–" not in first[-1]
+    sort_by(browser, "Segments", "best epoch")
+    assert "–" not in table_of(browser, "Segments")[0][-1]
+
+
+def test_tables_filter_by_name_and_verdict_and_show_more(browser: Chrome, tmp_path: Path) -> None:
+    names = tuple(f"tenant {i}" for i in range(120))
+    report = full(names)
+    open_page(browser, report, tmp_path)
+    box = "div.table:has(table[aria-label='Segments'])"
+    words = browser.find_element(By.CSS_SELECTOR, f"{box} input")
+    words.send_keys("TENANT 11")
+    found = {row[0] for row in table_of(browser, "Segments")}
+    assert found == {"tenant 11", *(f"tenant {i}" for i in range(110, 120))}
+    words.clear()
+    words.send_keys(Keys.ENTER)
+    select = Select(browser.find_element(By.CSS_SELECTOR, f"{box} select"))
+    select.select_by_value("worse")
+    table = report.by_segment()
+    worse = set(table.loc[table["verdict"] == "worse", "segment"])
+    rows = table_of(browser, "Segments")
+    assert {row[0] for row in rows} == worse and all(row[6] == "▼ worse" for row in rows)
+    assert (
+        f"{len(worse)} of {len(worse)} rows"
+        in browser.find_element(By.CSS_SELECTOR, f"{box} .more").text
+    )
+    select.select_by_value("")
+    button = browser.find_element(By.CSS_SELECTOR, f"{box} > button")
+    browser.execute_script("arguments[0].click()", button)
+    assert len(table_of(browser, "Segments")) == 121 and not button.is_displayed()
+    assert browser.get_log("browser") == []
+
+
+def test_a_page_prints_with_every_chart(browser: Chrome, tmp_path: Path) -> None:
+    open_page(browser, full(), tmp_path)
+    browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+    for chart in browser.find_elements(By.CLASS_NAME, "chart"):
+        WebDriverWait(browser, 10).until(lambda page, c=chart: c.find_elements(By.TAG_NAME, "svg"))
+    pdf = base64.b64decode(browser.print_page())
+    assert pdf.startswith(b"%PDF") and len(pdf) > 20_000
+    assert browser.get_log("browser") == []
 
 
 def test_hovering_a_dot_tells_its_numbers(browser: Chrome, tmp_path: Path) -> None:
@@ -88,7 +189,7 @@ def test_hostile_names_run_nothing_and_show_as_text(browser: Chrome, tmp_path: P
     report = replace(example(HOSTILE), notes=HOSTILE, run=HOSTILE[0], repeat=HOSTILE[1])
     open_page(browser, report, tmp_path)
     assert browser.title == report.title
-    assert points(browser, 0) == 1 + len(HOSTILE)
+    assert points(browser, "lift") == 1 + len(HOSTILE)
     assert browser.find_elements(By.CSS_SELECTOR, "img, .chart a, .chart iframe") == []
     labels = [label.text for label in browser.find_elements(By.CSS_SELECTOR, ".chart .ytick text")]
     assert "</script><script>document.t…" in labels and "{{7*7}}{% raw %}" in labels
@@ -127,7 +228,9 @@ def test_ten_thousand_segments_open_at_once(browser: Chrome, tmp_path: Path) -> 
             / 1000
         )
     assert min(seconds) < 2
-    assert points(browser, 0) == 41
+    assert points(browser, "lift") == 41
+    sort_by(browser, "Segments", "users")
+    assert len(table_of(browser, "Segments")) == 50
 
 
 def parse(css: str) -> tuple[float, ...]:

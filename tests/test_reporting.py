@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from reclora.arithmetic import singular_values
 from reclora.bank import AdapterBank
 from reclora.comparison import compare
 from reclora.configs import FULL, AdapterConfig
@@ -13,7 +15,7 @@ from reclora.files import read_parquet
 from reclora.ladder import rungs
 from reclora.pipelines.contenders import SUBJECT, Contender, Trained
 from reclora.pipelines.gating import Decisions
-from reclora.pipelines.reporting import describe, pairs_of, segment_states
+from reclora.pipelines.reporting import describe, pairs_of, segment_states, spectra_of
 from reclora.pipelines.yardstick import BASE
 from reclora.report.text import interval, number, signed
 from reclora.splits import Windows
@@ -122,17 +124,31 @@ def test_a_segment_says_what_became_of_it() -> None:
     assert found["test rows"].to_dict() == SIZES["test"]
     rows = windows.train.user_rows[:20]
     assert found.at["better", "train users"] == len(np.unique(rows))
-    assert found["state"].to_dict() == {
-        "better": "promoted: gain",
-        "no rows": "fell back: together",
-        "nothing to judge": "kept: no user",
-        "not better": "skipped: no epoch",
-        "small": "quarantined: the loss is not finite",
-    }
+    told = DECISIONS.table.set_index("segment")
+    assert found["decision"].to_dict() == told["status"].to_dict()
+    assert found["reason"].to_dict() == told["reason"].to_dict()
+    adapter = trained.bank.adapter("better")
+    assert found["bytes"].tolist() == [sum(t.nbytes for t in adapter.tensors.values()), 0, 0, 0, 0]
     assert found.at["better", "numbers"] == trained.bank.adapter("better").num_numbers
     assert found["numbers"].tolist()[1:] == [0, 0, 0, 0]
     kinds = "bias, rows of users and items, low_rank of the tower"
     assert found["deltas"].tolist() == [kinds] * 4 + ["none"]
+
+
+def test_spectra_are_those_of_the_adapters_that_helped() -> None:
+    windows, trained = made()
+    with torch.no_grad():
+        for _, delta in trained.bank.deltas():
+            for parameter in delta.parameters():
+                parameter.normal_()
+    found = spectra_of(trained, windows)
+    assert set(found["segment"]) == {"better"}
+    values = singular_values(trained.bank.adapter("better"))
+    assert set(found["delta"]) == set(values) and len(values) > 1
+    for name, own in found.groupby("delta"):
+        energy = values[str(name)].square()
+        assert own["energy"].tolist() == pytest.approx((energy / energy.sum()).tolist())
+        assert own["direction"].tolist() == list(range(1, len(energy) + 1))
 
 
 def test_a_base_without_a_tower_has_no_delta_of_it() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -259,14 +260,21 @@ def test_no_segment_ends_below_its_parent(tmp_path_factory: pytest.TempPathFacto
     assert own.loc[headline, "verdict"].item() == "better"
 
 
+def told_of(outcome: Outcome) -> pd.DataFrame:
+    """What the report says of each segment."""
+    return pd.read_csv(outcome.folder.report.with_suffix(".csv"), keep_default_na=False)
+
+
 def test_the_report_says_what_each_segment_stands_on(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     _, outcome = finished(tmp_path_factory)
     page = outcome.folder.report.read_text()
     served = sum(placed(outcome).values())
-    assert page.count("fell back: no gate: rule = none") == served == 2
-    assert page.count("promoted: no gate: rule = none") == 2
+    told = told_of(outcome)
+    assert set(told["reason"]) == {"no gate: rule = none"} and "no gate: rule = none" in page
+    assert (told["decision"] == "fell back").sum() == served == 2
+    assert (told["decision"] == "promoted").sum() == 2
     (picked,) = pd.DataFrame(outcome.folder.summary()["kinds"]).query("chosen")["rung"]
     assert picked == "bias" and page.count("<td>bias</td>") == 4
     assert "rows: bias (4 segments)" in page and "the lowest is taken" in page
@@ -297,6 +305,7 @@ def test_without_a_parent_segments_stand_on_the_base(
         assert better != base
     page = outcome.folder.report.read_text()
     assert "fell back" not in page and "picked by its size" not in page
+    assert "fell back" not in set(told_of(outcome)["decision"])
 
 
 def test_each_seed_stands_on_its_own_parent_and_choices_on_one_stopped_by_half(
@@ -308,12 +317,12 @@ def test_each_seed_stands_on_its_own_parent_and_choices_on_one_stopped_by_half(
     mine = replace(
         settings, runs=tmp_path, seeds=(3, 8), training=replace(settings.training, epochs=3)
     )
-    chosen: dict[str, tuple[Ground, Choice]] = {}
+    chosen: dict[str, tuple[Sequence[Ground], Choice]] = {}
     trained: dict[tuple[str, int], tuple[Ground, Trained]] = {}
 
-    def choosing(contender: Contender, ground: Ground, *rest: Any) -> Choice:
-        choice = choose(contender, ground, *rest)
-        chosen[contender.model] = ground, choice
+    def choosing(contender: Contender, folds: Sequence[Ground], *rest: Any) -> Choice:
+        choice = choose(contender, folds, *rest)
+        chosen[contender.model] = folds, choice
         return choice
 
     def training(contender: Contender, ground: Ground, config: Any, seed: int) -> Trained:
@@ -331,13 +340,18 @@ def test_each_seed_stands_on_its_own_parent_and_choices_on_one_stopped_by_half(
     yardstick = yardstick_of(mine, inputs.base, inputs.windows, inputs.folder.id)
     assessment = pipeline.measure(mine, inputs, learned, decisions, yardstick)
     assert [part.model for part in assessment.parts].count(SUBJECT) == 2
-    assert chosen[POOLED][0].parent is None and learned.subject is trained[SUBJECT, 3][1]
-    ground, choice = chosen[SUBJECT]
-    pooled = chosen[POOLED][1]
-    half = replace(chosen[POOLED][0], users="even")
-    again = train_contender(pooled.contender, half, pooled.config, 3).bank
-    assert ground.parent is not None and same(ground.parent, again.adapter("pooled"))
-    assert choice.stopped.parent is ground.parent and choice.rungs is not None
+    assert learned.subject is trained[SUBJECT, 3][1]
+    folds, choice = chosen[SUBJECT]
+    below, pooled = chosen[POOLED]
+    assert [f.users for f in folds] == ["even", "odd"] and choice.rungs is not None
+    for fold, before, stopped in zip(folds, below, choice.stopped, strict=True):
+        again = train_contender(pooled.contender, before, pooled.config, 3).bank
+        assert before.parent is None and before.users == fold.users
+        assert fold.parent is not None and same(fold.parent, again.adapter("pooled"))
+        assert stopped.parent is fold.parent
+    ground, other = folds
+    assert ground.parent is not None and other.parent is not None
+    assert not same(ground.parent, other.parent)
     for seed in (3, 8):
         parent = trained[POOLED, seed][1].bank.adapter("pooled")
         own_ground, own = trained[SUBJECT, seed]
@@ -375,8 +389,7 @@ def test_a_parent_is_kept_where_validation_likes_it(
     learned = learned_by(settings, tmp_path, parent="auto", training=short)
     assert [t.contender.model for t in trainings] == [POOLED, SUBJECT, SUBJECT]
     assert [t.contender.has_parent for t in trainings] == [False, False, True]
-    odd = replace(learned.ground, users="odd")
-    values = [headline_values(odd, trained)["value"].mean() for trained in trainings[1:]]
+    values = [choice.value for choice in choices[1:]]
     at = 1 + int(np.argmax(values))
     assert values[0] != values[1] and learned.subject is trainings[at]
     assert [t.contender.model for t in learned.trained] == [POOLED, SUBJECT]
@@ -402,10 +415,15 @@ def test_of_two_subjects_the_better_is_kept(
     for subject in subjects:
         config = moving if subject.has_parent == better else still
         trained.append(train_contender(subject, above, config, 0))
-    choices = [Choice(t.contender, moving, pd.DataFrame(), t) for t in trained]
+    odd = ground.opposite
+    values = [float(headline_values(odd, t)["value"].mean()) for t in trained]
+    choices = [
+        Choice(t.contender, moving, pd.DataFrame(), value, (t,))
+        for t, value in zip(trained, values, strict=True)
+    ]
     expected = [trained[0], trained[1 + better]]
-    learning._keep_the_better(choices, trained, replace(ground, users="odd"))
-    assert trained == expected and [c.stopped for c in choices] == expected
+    learning._keep_the_better(choices, trained)
+    assert trained == expected and [c.stopped for c in choices] == [(t,) for t in expected]
 
 
 @pytest.mark.parametrize("half_life", [0.0, 3.0])
@@ -566,7 +584,8 @@ def test_segments_without_train_or_validation_rows_are_served_by_the_parent(tmp_
     assert (of_first[SUBJECT] == of_first[POOLED]).all()
     assert (of_first[ALONE] == of_first["frozen base"]).all()
     page = outcome.folder.report.read_text()
-    assert page.count("fell back: no gate: rule = none") == len(parts)
+    assert (told_of(outcome)["decision"] == "fell back").sum() == len(parts)
+    assert page.count("<td>fell back</td>") == len(parts)
     assert "of the tower" not in page, "the base has none"
     live = published(settings)
     users = torch.arange(4)
@@ -699,8 +718,8 @@ def test_lists_longer_than_the_catalogue_and_other_metrics_first(tmp_path: Path)
     compared = read_parquet(outcome.folder.comparison).to_pandas()
     assert compared[["metric", "k"]].iloc[0].tolist() == ["recall", 1000]
     page = outcome.folder.report.read_text()
-    assert "skipped: an adapter of its own did not help segments of its size" in page
-    assert "fell back" not in page
+    assert "an adapter of its own did not help segments of its size" in page
+    assert "<td>skipped</td>" in page and "fell back" not in page
 
 
 @pytest.mark.parametrize(

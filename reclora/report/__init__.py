@@ -2,10 +2,13 @@
 
 It opens offline, in light and dark, and prints. Everything on it is computed from the frames of
 `Report`. Names of segments, models and settings come from a log that anybody may have written: in
-the page they are inert text, whatever they spell.
+the page, in Markdown and in CSV they are inert text, whatever they spell.
 """
 
 from reclora.report.contents import Report, Section
+from reclora.report.figures import plotly_figures
+from reclora.report.markdown import markdown
 from reclora.report.page import write_report
+from reclora.report.sheets import write_csv
 
-__all__ = ["Report", "Section", "write_report"]
+__all__ = ["Report", "Section", "markdown", "plotly_figures", "write_csv", "write_report"]

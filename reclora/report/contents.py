@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
+
+from reclora.notebook import as_html
 
 _COLUMNS = {
     "means": ("scope", "segment", "model", "metric", "k", "users", "mean"),
@@ -17,8 +20,12 @@ _COLUMNS = {
     "segments": ("segment",),
     "curves": ("model", "segment", "epoch", "value"),
     "split": ("window", "first", "last", "rows", "users", "items"),
+    "costs": ("model", "numbers", "seconds"),
+    "spectra": ("segment", "delta", "direction", "energy"),
 }
-MAY_BE_EMPTY = ("curves", "split")
+MAY_BE_EMPTY = ("curves", "split", "costs", "spectra")
+LIFT = ["users", "baseline_mean", "model_mean", "difference", "low", "high", "verdict", "q", "note"]
+"""What `by_segment` says of a segment's lift."""
 _KEY = ["model", "baseline", "metric", "k", "scope", "segment"]
 
 
@@ -31,7 +38,7 @@ class Section:
     table: pd.DataFrame
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Report:
     """What the page of one run is made of.
 
@@ -72,6 +79,13 @@ class Report:
     versions: Mapping[str, str]
     repeat: str
     """The command that gives these numbers again."""
+    outcome: str = ""
+    """What went live, in a sentence."""
+    costs: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """model, numbers (that it stores), seconds (of CPU, that its training took); may be empty."""
+    spectra: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """segment, delta (of what), direction (from 1, the strongest first), energy (the share of its
+    squared singular value in the delta's); may be empty."""
     notes: Sequence[str] = ()
     """What a reader must know beside the numbers."""
     sections: Sequence[Section] = ()
@@ -88,6 +102,34 @@ class Report:
                 f"{self.baseline!r} on {self.metric}@{self.k}; they compare "
                 f"{list(pairs.itertuples(index=False, name=None))}"
             )
+
+    def __repr__(self) -> str:
+        lift = self.headline("all")[0]
+        return (
+            f"Report({self.subject!r} over {self.baseline!r} on {self.metric}@{self.k}: "
+            f"{lift['difference']:+.4f} [{lift['low']:.4f}, {lift['high']:.4f}], {lift['verdict']})"
+        )
+
+    def _repr_html_(self) -> str:
+        return as_html(self, self.by_segment().to_dict("list"))
+
+    def by_segment(self) -> pd.DataFrame:
+        """Every segment with all that is known of it: users, the two means, difference, low, high,
+        verdict, q and note of the headline, then the columns of `segments`. The largest lift comes
+        first, segments without a measured user last.
+        """
+        columns = ["segment", *LIFT]
+        lifts = pd.DataFrame(self.headline("segment"), columns=columns)
+        lifts = lifts.sort_values("difference", ascending=False, kind="stable")
+        known = self.segments.astype({"segment": object})
+        known = known.drop(columns=known.columns.intersection(LIFT))
+        table = lifts.astype({"segment": object}).merge(
+            known, on="segment", how="outer", sort=False
+        )
+        place = {segment: at for at, segment in enumerate(lifts["segment"])}
+        order = table["segment"].map(lambda segment: place.get(segment, len(place)))
+        table = table.iloc[np.argsort(order.to_numpy(), kind="stable")].reset_index(drop=True)
+        return table.fillna({"users": 0}).astype({"users": int})
 
     def headline(self, scope: str) -> list[dict[str, Any]]:
         """The lifts of the headline: one for scope "all", one a segment for scope "segment"."""

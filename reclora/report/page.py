@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-import os
-import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +17,44 @@ import pandas as pd
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from reclora.report.contents import Report
-from reclora.report.figures import CHART_SEGMENTS, VERDICTS, curves_figure, lift_figure
-from reclora.report.text import interval, metric_at, percent, short, shown, signed
+from reclora.files import write_text
+from reclora.report.contents import LIFT, Report
+from reclora.report.figures import (
+    CHART_DOTS,
+    CHART_SEGMENTS,
+    VERDICTS,
+    by_difference,
+    figures_of,
+)
+from reclora.report.markdown import markdown
+from reclora.report.sheets import write_csv
+from reclora.report.text import interval, metric_at, percent, seconds, shown, signed, written
+
+ROWS = 50
+"""So many rows of a table are laid out; the browser holds the others for whoever asks."""
+MARKS = {"better": "▲", "worse": "▼", "cannot tell": "○"}
+_HERE = Path(__file__).parent
 
 
 def write_report(path: Path, report: Report) -> Path:
     """Write the page of `report` to `path`, whole or not at all, and return `path`.
 
+    Beside it, with the suffixes `.md` and `.csv`: what `markdown` says, and `Report.by_segment`.
+
     Raises:
         OSError: the folder is missing or not writable, or the disk is full; an older page stays.
     """
-    temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(_page(report).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    page = _page(report)
+    write_text(path.with_suffix(".md"), markdown(report))
+    write_csv(path.with_suffix(".csv"), report.by_segment())
+    write_text(path, page)
     return path
 
 
 def _page(report: Report) -> str:
     name = metric_at(report.metric, report.k)
     overall = report.headline("all")[0]
-    lifts = sorted(report.headline("segment"), key=_by_difference)
-    largest = sorted(lifts, key=lambda lift: -lift["users"])[:CHART_SEGMENTS]
-    charted = sorted(largest, key=_by_difference)
+    lifts = sorted(report.headline("segment"), key=by_difference)
     return _template().render(
         report=report,
         name=name,
@@ -63,23 +64,27 @@ def _page(report: Report) -> str:
         unmeasured=len(set(report.segments["segment"]) - {lift["segment"] for lift in lifts}),
         others=_others(report),
         models=_models(report),
-        lift_figure=lift_figure(name, overall, charted),
-        num_charted=len(charted),
+        costed=not report.costs.empty,
+        charts=figures_of(report),
+        num_charted=min(len(lifts), CHART_SEGMENTS),
+        max_dots=CHART_DOTS,
+        marks=MARKS,
         by_segment=_by_segment(report),
         by_metric=_by_metric(report),
-        comparisons=report.lifts[report.lifts["scope"] == "all"].to_dict("records"),
-        segments=_table(report.segments),
-        curves_figure=curves_figure(report, {lift["segment"] for lift in charted}),
+        comparisons=_comparisons(report),
+        segments=_segments(report, overall),
         split=None if report.split.empty else _table(report.split),
         sections=[(section, _table(section.table)) for section in report.sections],
         settings=list(_flat(report.settings)),
         plotlyjs=Markup(get_plotlyjs()),
+        css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        script=Markup((_HERE / "page.js").read_text(encoding="utf-8")),
     )
 
 
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(_HERE),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         finalize=shown,
@@ -87,7 +92,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
-    environment.filters |= {"signed": signed, "short": short, "script_hash": _script_hash}
+    environment.filters |= {"signed": signed, "script_hash": _script_hash}
     environment.globals |= {"interval": interval, "percent": percent, "metric_at": metric_at}
     return environment.get_template("page.html.j2")
 
@@ -114,11 +119,14 @@ def _models(report: Report) -> list[dict[str, Any]]:
     """One row a model: its mean, its lift over the baseline, and the subject's lift over it."""
     over_baseline = _overall_lifts(report, "baseline", report.baseline)
     of_subject = _overall_lifts(report, "model", report.subject)
+    costs = {} if report.costs.empty else report.costs.set_index("model").to_dict("index")
     return [
         {
             "row": row,
             "over_baseline": over_baseline.get(row["model"]),
             "of_subject": of_subject.get(row["model"]),
+            "numbers": _whole(costs.get(row["model"], {}).get("numbers")),
+            "seconds": seconds(costs.get(row["model"], {}).get("seconds")),
         }
         for row in _headline_means(report, "all").to_dict("records")
     ]
@@ -134,25 +142,82 @@ def _others(report: Report) -> dict[str, list[str]]:
     return {verdict: models for verdict, models in found.items() if models}
 
 
-def _by_difference(lift: Mapping[str, Any]) -> float:
-    return math.inf if math.isnan(lift["difference"]) else -float(lift["difference"])
-
-
 @dataclass(frozen=True)
 class _Table:
+    """A table as it is read: every cell a string."""
+
     headers: Sequence[str]
     numeric: Sequence[bool]
-    rows: Sequence[tuple[Any, ...]]
+    rows: Sequence[Sequence[str]]
+
+    @property
+    def first(self) -> Sequence[Sequence[str]]:
+        """The rows that are laid out."""
+        return self.rows[:ROWS]
+
+    @property
+    def rest(self) -> Sequence[Sequence[str]]:
+        """The others."""
+        return self.rows[ROWS:]
 
 
 def _table(frame: pd.DataFrame) -> _Table:
     # A count that one segment lacks makes its column float: whole floats become counts again.
     frame = frame.convert_dtypes()
-    return _Table(
+    return _as_table(
         headers=[str(column).replace("_", " ") for column in frame.columns],
         numeric=[pd.api.types.is_numeric_dtype(kind) for kind in frame.dtypes],
-        rows=list(frame.itertuples(index=False, name=None)),
+        rows=frame.itertuples(index=False, name=None),
     )
+
+
+def _as_table(
+    headers: Sequence[str], numeric: Sequence[bool], rows: Iterable[Sequence[Any]]
+) -> _Table:
+    return _Table(headers, numeric, [[written(value) for value in row] for row in rows])
+
+
+def _segments(report: Report, overall: Mapping[str, Any]) -> _Table:
+    """Every segment, after all of them together."""
+    whole = pd.DataFrame([{"segment": "All segments", **{n: overall[n] for n in LIFT}}])
+    frame = pd.concat([whole, report.by_segment().astype({"segment": object})], ignore_index=True)
+    lift = pd.DataFrame(
+        {
+            "segment": frame["segment"],
+            "users": frame["users"],
+            report.baseline: frame["baseline_mean"],
+            report.subject: frame["model_mean"],
+            "lift": frame["difference"].map(signed),
+            "95 % interval": list(map(interval, frame["low"], frame["high"])),
+            "verdict": frame["verdict"],
+            "q": frame["q"],
+            "why": frame["note"],
+        }
+    )
+    table = _table(pd.concat([lift, frame.drop(columns=["segment", *LIFT])], axis=1))
+    places = [table.headers.index(name) for name in ("lift", "95 % interval")]
+    return replace(table, numeric=[n or at in places for at, n in enumerate(table.numeric)])
+
+
+def _comparisons(report: Report) -> _Table:
+    """Every comparison of two models, all segments together."""
+    lifts = report.lifts[report.lifts["scope"] == "all"].to_dict("records")
+    return _as_table(
+        headers=("model", "over", "metric", "users", "lift", "95 % interval", "verdict"),
+        numeric=(False, False, False, True, True, True, False),
+        rows=[
+            (
+                *(lift["model"], lift["baseline"], metric_at(lift["metric"], lift["k"])),
+                *(lift["users"], signed(lift["difference"])),
+                *(interval(lift["low"], lift["high"]), lift["verdict"]),
+            )
+            for lift in lifts
+        ],
+    )
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None or math.isnan(value) else int(value)
 
 
 def _by_segment(report: Report) -> _Table:
@@ -177,7 +242,7 @@ def _wide(
     for row, column, value in zip(rows, columns, values, strict=True):
         headers[column] = None
         lines.setdefault(row, {})[column] = value
-    return _Table(
+    return _as_table(
         headers=[corner, *headers],
         numeric=[False, *[True] * len(headers)],
         rows=[(row, *map(line.get, headers)) for row, line in lines.items()],

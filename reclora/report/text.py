@@ -30,6 +30,18 @@ def shown(value: Any) -> Any:
     return visible(str(value))
 
 
+def written(value: Any) -> str:
+    """Any value as a cell of a table: what is very long is cut, markup is text."""
+    return str(short(shown(str(value) if hasattr(value, "__html__") else value)))
+
+
+def seconds(value: float | None) -> str:
+    """CPU time: one decimal below a hundred seconds; a dash where it is not known."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
 def visible(text: str) -> str:
     """Text in which no character can steer its neighbours: controls and bidi marks are spelled out.
 
