@@ -1,5 +1,5 @@
-"""The verbs: `reclora demo | prepare | pretrain | retrain | evaluate | recommend | doctor`, and
-those on a store: `promote | rollback | history | diff | verify | gc`.
+"""The verbs: `reclora demo | settings | prepare | pretrain | retrain | evaluate | report |
+recommend | doctor`, and those on a store: `promote | rollback | history | diff | verify | gc`.
 
 Nothing heavy is imported before a verb needs it, so that `--help` answers at once. Results go to
 stdout, progress and errors to stderr. Exit codes:
@@ -16,42 +16,40 @@ stdout, progress and errors to stderr. Exit codes:
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 import typer
 
-from . import operate, recommend_cli
+from . import evaluate_cli, operate, recommend_cli, usage
+from .options import Overrides, SettingsFile, command_line, load_run
 
 if TYPE_CHECKING:
-    from .run import RunSettings
+    pass
 
 app = typer.Typer(
     name="reclora",
     no_args_is_help=True,
     invoke_without_command=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="LoRA for recommenders: one frozen base, an adapter per segment, measured offline.",
 )
-
-SettingsFile = Annotated[Path, typer.Argument(help="The run's settings, a TOML file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Replace one setting; repeatable."),
-]
 
 
 @app.callback()
 def options(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help=f"Of an error the traceback, too; or {usage.DEBUG}=1.")
+    ] = False,
 ) -> None:
     """What comes before a verb."""
+    if debug:
+        os.environ[usage.DEBUG] = "1"
     if version:
         from importlib.metadata import version as installed
 
@@ -78,8 +76,8 @@ def demo(
 ) -> None:
     """The main job on a public log: pretrain, adapt per segment, evaluate, report.
 
-    Without arguments it takes MovieLens 100K. On gowalla, which has no segments, it compares ways
-    to pretrain a base.
+    Without arguments it takes MovieLens 100K.
+    On gowalla, which has no segments, it compares ways to pretrain a base.
 
     Example: reclora demo --segment-by gender
 
@@ -93,7 +91,7 @@ def demo(
     places = ["--folder", folder, *(["--data", data] if data else [])]
     by = segment_by or "age_group"
     words = [log, *(["--segment-by", by] if log == "movielens" else [])]
-    repeat = _command(["demo", *words, *places], overrides)
+    repeat = command_line(["demo", *words, *places], overrides)
     if log == "gowalla":
         from .demo import demo_of_bases
         from .summary import print_studied
@@ -103,8 +101,52 @@ def demo(
     other = "occupation" if by != "occupation" else "gender"
     following = None
     if log == "movielens":
-        following = _command(["demo", log, "--segment-by", other, *places], overrides)
+        following = command_line(["demo", log, "--segment-by", other, *places], overrides)
     print_outcome(run_demo(log, data, folder, overrides or [], repeat, by), following)
+
+
+@app.command("settings")
+def show_settings(
+    settings: Annotated[
+        Path | None,
+        typer.Argument(help="The run's settings, a TOML file; else a start for a new one."),
+    ] = None,
+    overrides: Overrides = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say of each setting what it means.")
+    ] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of the file, for editors.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print every setting of a run, each with where its value comes from.
+
+    Without a file: a commented settings file to begin a new run with.
+
+    Example: reclora settings > run.toml
+
+    Example: reclora settings run.toml --set training.epochs=5 --explain
+
+    Example: reclora settings --schema > run.schema.json
+    """
+    if settings is None and overrides:
+        raise typer.BadParameter("--set changes the settings of a file; name the file, too")
+    if schema and (settings or explain):
+        raise typer.BadParameter("--schema is the same for all runs; it takes no file or --explain")
+    from . import settings_shown as shown
+
+    if schema:
+        typer.echo(shown.schema())
+        return
+    if settings is None and not json:
+        typer.echo(shown.starting_point(), nl=False)
+        return
+    found = shown.beginning() if settings is None else shown.shown(settings, overrides or [])
+    if json:
+        typer.echo(shown.as_json(found, explain))
+    else:
+        typer.echo(shown.as_toml(found, explain), nl=False)
 
 
 @app.command()
@@ -116,8 +158,8 @@ def prepare(settings: SettingsFile, overrides: Overrides = None) -> None:
     from .prepare import prepare as run_prepare
     from .summary import print_log
 
-    loaded = _load(settings, overrides)
-    following = _command(["pretrain", settings], overrides)
+    loaded = load_run(settings, overrides)
+    following = command_line(["pretrain", settings], overrides)
     print_log(run_prepare(loaded), loaded.log_folder, following)
 
 
@@ -125,14 +167,14 @@ def prepare(settings: SettingsFile, overrides: Overrides = None) -> None:
 def pretrain(settings: SettingsFile, overrides: Overrides = None) -> None:
     """Make the base model from the log's first window, or import its tables.
 
-    Example: reclora pretrain run.toml --set base.factorisation.embedding_dim=32
+    Example: reclora pretrain run.toml --set base.half_life=120
     """
     from .prepare import prepare as run_prepare
     from .pretrain import pretrain as run_pretrain
 
-    loaded = _load(settings, overrides)
+    loaded = load_run(settings, overrides)
     base = run_pretrain(loaded, run_prepare(loaded).inputs)
-    following = _command(["retrain", settings], overrides)
+    following = command_line(["retrain", settings], overrides)
     typer.echo(f"{base!r}\n{loaded.base_folder}\nnext: {following}")
 
 
@@ -155,8 +197,8 @@ def retrain(
 ) -> None:
     """Train one adapter per segment in one pass, publish what passes the gate, evaluate, report.
 
-    An interrupted run goes on with the same command. Exit codes: 4 where segments are quarantined,
-    5 where nothing went live, 130 where it was interrupted.
+    An interrupted run goes on with the same command.
+    Exit codes: 4 segments are quarantined, 5 nothing went live, 130 interrupted.
 
     Example: reclora retrain run.toml
 
@@ -168,7 +210,7 @@ def retrain(
 
     names = only or []
     words = ["retrain", settings, *(word for name in names for word in ("--only", name))]
-    loaded = replace(_load(settings, overrides), repeat=_command(words, overrides))
+    loaded = replace(load_run(settings, overrides), repeat=command_line(words, overrides))
     if dry_run:
         planned = plan(loaded, names)
         if json:
@@ -188,113 +230,6 @@ def retrain(
 
 
 @app.command()
-def evaluate(
-    settings: Annotated[
-        Path | None, typer.Argument(help="The run's settings, a TOML file; or files as below.")
-    ] = None,
-    releases: Annotated[
-        list[int] | None,
-        typer.Option("--release", help="A release, instead of the current one; repeatable."),
-    ] = None,
-    recommendations: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="[NAME=]FILE",
-            help="Lists of any system: user_id, item_id, rank or score; repeatable, the first is "
-            "held against the others.",
-        ),
-    ] = None,
-    holdout: Annotated[
-        Path | None, typer.Option(help="What users did next: user_id, item_id.")
-    ] = None,
-    seen: Annotated[
-        Path | None, typer.Option(help="What they did before: user_id, item_id.")
-    ] = None,
-    k: Annotated[list[int] | None, typer.Option("-k", help="A list length; repeatable.")] = None,
-    metrics: Annotated[
-        list[str] | None, typer.Option("--metric", help="A metric; repeatable.")
-    ] = None,
-    slices: Annotated[
-        list[str] | None, typer.Option("--slice", help="A column of the held-out file; repeatable.")
-    ] = None,
-    folder: Annotated[Path, typer.Option(help="Where an evaluation of files goes.")] = Path("runs"),
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    require: Annotated[
-        Literal["better", "not-worse"] | None,
-        typer.Option(help="Exit with code 3 unless this is the verdict over all segments."),
-    ] = None,
-    overrides: Overrides = None,
-) -> None:
-    """Evaluate what is live, or the lists of any other system.
-
-    Example: reclora evaluate run.toml
-
-    Example: reclora evaluate --recommendations recs.parquet --holdout test.parquet
-    """
-    if (settings is None) == (recommendations is None or holdout is None):
-        raise typer.BadParameter("give a settings file, or --recommendations and --holdout")
-    if settings is not None and (seen or k or metrics or slices or recommendations or holdout):
-        raise typer.BadParameter(
-            "with a settings file these are settings, such as --set 'evaluation.ks=[5]', "
-            "--set 'evaluation.metrics=[\"mrr\"]' and --set 'log.contract.attributes=[\"device\"]'"
-        )
-    if settings is None and (releases or overrides):
-        raise typer.BadParameter("--release and --set go with a settings file")
-    if require and settings is None and len(recommendations or []) < 2 and seen is None:
-        raise typer.BadParameter(
-            "--require needs something to compare with: a second --recommendations, or --seen, "
-            "whose popularity it is then"
-        )
-    from .evaluate import evaluate_releases
-    from .evaluate_lists import evaluate_files
-    from .summary import as_json, print_evaluated
-
-    given: dict[str, object] = {
-        "--release": releases,
-        "--recommendations": recommendations,
-        "--holdout": holdout,
-        "--seen": seen,
-        "-k": k,
-        "--metric": metrics,
-        "--slice": slices,
-    }
-    repeat = _evaluation_command(settings, overrides, given)
-    if settings is not None:
-        loaded = replace(_load(settings, overrides), repeat=repeat)
-        evaluated = evaluate_releases(loaded, releases or [])
-    else:
-        assert recommendations is not None and holdout is not None
-        from reclora.evaluation import EvaluationConfig
-
-        default = EvaluationConfig()
-        try:
-            config = EvaluationConfig(tuple(k or default.ks), tuple(metrics or default.metrics))
-        except ValueError as error:
-            raise typer.BadParameter(str(error)) from None
-        evaluated = evaluate_files(
-            _named(recommendations),
-            holdout,
-            seen,
-            config,
-            attributes=slices or [],
-            runs=folder,
-            repeat=repeat,
-        )
-    if json:
-        typer.echo(as_json(evaluated))
-    else:
-        print_evaluated(evaluated)
-    met = {"better": evaluated.verdict == "better", "not-worse": evaluated.verdict != "worse"}
-    if require is not None and not met[require]:
-        print(
-            f"required: {require}; {evaluated.subject} over {evaluated.baseline or 'nothing'}: "
-            f"{evaluated.verdict}",
-            file=sys.stderr,
-        )
-        raise typer.Exit(3)
-
-
-@app.command()
 def doctor(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -307,48 +242,9 @@ def doctor(
     raise typer.Exit(run(json))
 
 
+app.add_typer(evaluate_cli.verbs)
 app.add_typer(recommend_cli.verbs)
 app.add_typer(operate.verbs)
-
-
-def _load(settings: Path, overrides: list[str] | None) -> RunSettings:
-    from .run import RunSettings
-    from .settings import load
-
-    return load(settings, RunSettings, overrides or [])
-
-
-def _named(recommendations: Sequence[str]) -> dict[str, Path]:
-    """The names of lists and their files: as given, or the file's own."""
-    named: dict[str, Path] = {}
-    for given in recommendations:
-        name, equals, path = given.partition("=")
-        # A path may have an equals sign in it.
-        if not equals or Path(given).exists():
-            name, path = Path(given).stem, given
-        if not name:
-            raise typer.BadParameter(f"lists need a name, got {given!r}; write NAME=FILE")
-        if name in named:
-            raise typer.BadParameter(f"two lists are called {name!r}; write NAME=FILE")
-        named[name] = Path(path)
-    return named
-
-
-def _evaluation_command(
-    settings: Path | None, overrides: list[str] | None, options: Mapping[str, object]
-) -> str:
-    """The command line of `evaluate` with what was given."""
-    words: list[object] = ["evaluate", *([settings] if settings else [])]
-    for option, given in options.items():
-        values = given if isinstance(given, list) else [given] if given is not None else []
-        words += [word for value in values for word in (option, value)]
-    return _command(words, overrides)
-
-
-def _command(words: Sequence[object], overrides: list[str] | None) -> str:
-    """The command line of a verb, as a shell takes it."""
-    changes = [part for override in overrides or [] for part in ("--set", override)]
-    return shlex.join(["reclora", *map(str, words), *changes])
 
 
 def main() -> None:
@@ -357,19 +253,20 @@ def main() -> None:
 
     # Read once, when torch is loaded: threads that wait must not spin on shared cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if os.environ.get("NO_COLOR"):
+        # Without colours there would still be bold type and a moving cursor.
+        os.environ["TERM"] = "dumb"
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
     try:
-        if not {"--help", "doctor"} & set(sys.argv[1:2]):
+        if _needs_torch(sys.argv[1:]):
             check_environment()
-        app()
+        code = app(standalone_mode=False)
     except KeyboardInterrupt:
         _exit_interrupted()
-    except SystemExit as exit:
-        # Typer makes a silent exit of an interrupt.
-        if exit.code == 130:
-            _exit_interrupted()
-        raise
+    except usage.UsageError as error:
+        usage.tell(error)
+        sys.exit(2)
     except (
         WrongEnvironmentError,
         ValueError,
@@ -380,18 +277,18 @@ def main() -> None:
     ) as error:
         from .settings import SettingsError
 
-        print(f"reclora: {_said(error)}", file=sys.stderr)
+        usage.tell(error)
         sys.exit(2 if isinstance(error, SettingsError) else 1)
+    # Typer makes a silent exit of an interrupt.
+    if code == 130:
+        _exit_interrupted()
+    sys.exit(code)
 
 
-def _said(error: BaseException) -> str:
-    """An error in a sentence: of the disk without its number, a key without its quotes."""
-    if isinstance(error, OSError) and error.strerror:
-        names = [str(name) for name in (error.filename, error.filename2) if name]
-        return f"{' -> '.join(names)}: {error.strerror}" if names else error.strerror
-    if isinstance(error, KeyError) and len(error.args) == 1:
-        return str(error.args[0])
-    return str(error)
+def _needs_torch(words: Sequence[str]) -> bool:
+    """Whether what is asked for would fail, late, where torch and its companions do not fit."""
+    verb = next((word for word in words if not word.startswith("-")), "")
+    return "--help" not in words and verb != "doctor" and "_RECLORA_COMPLETE" not in os.environ
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:

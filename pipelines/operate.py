@@ -27,6 +27,9 @@ SHOWN = 20
 
 UNKNOWN = "unknown"
 
+STORE = "store"
+"""In a run's `folder`; as `RunSettings.store_folder` has it."""
+
 Store = Annotated[
     Path, typer.Argument(metavar="STORE", help="A store's folder, or a run's settings (TOML).")
 ]
@@ -102,7 +105,8 @@ def history(
 
     Example: reclora history run.toml --at 2026-07-01
     """
-    releases = _opened(store).history(None if at is None else _moment(at))
+    moment = None if at is None else _moment(at)
+    releases = _opened(store).history(moment)
     if json:
         typer.echo(_as_json([_about(release) for release in releases]))
         return
@@ -221,13 +225,23 @@ def _opened(path: Path) -> AdapterStore:
     elif not path.exists():
         raise typer.BadParameter(f"{path}: no store's folder and no settings file is there")
     else:
-        from .run import RunSettings
-        from .settings import load
-
-        store = AdapterStore(load(path, RunSettings).store_folder)
+        store = AdapterStore(_folder_of(path))
     if not store.releases():
         raise StoreError(f"{store.root} has no release yet; name a store's folder or publish first")
     return store
+
+
+def _folder_of(settings: Path) -> Path:
+    """Where the store of a run is."""
+    from .settings import load, read
+
+    folder = read(settings).get("folder")
+    if isinstance(folder, str):
+        # All else that a run is told is of no concern here, and checking it takes torch: seconds.
+        return Path(folder) / STORE
+    from .run import RunSettings
+
+    return load(settings, RunSettings).store_folder
 
 
 def _check_candidates(store: AdapterStore) -> None:

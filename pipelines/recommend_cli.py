@@ -9,12 +9,14 @@ from typing import Annotated, Literal
 
 import typer
 
+from .options import Overrides, SettingsFile, load_run
+
 verbs = typer.Typer()
 
 
 @verbs.command()
 def recommend(
-    settings: Annotated[Path, typer.Argument(help="The run's settings, a TOML file.")],
+    settings: SettingsFile,
     into: Annotated[Path, typer.Option(help="The folder of the lists: new, or to go on with.")],
     k: Annotated[int, typer.Option("-k", min=1, help="The length of a list.")] = 10,
     users: Annotated[
@@ -28,24 +30,19 @@ def recommend(
     ] = "fail",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate, write nothing.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Replace one setting; repeatable."),
-    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Write the top-k new items of all users, or of a list of them, as Parquet.
 
-    Example: reclora recommend run.toml -k 100 --into lists/$(date +%F)
+    Example: reclora recommend run.toml -k 100 --into lists/monday
     """
     from reclora.ranking.parts import MANIFEST
 
     from .recommend import counted
     from .recommend import recommend as run_recommend
-    from .run import RunSettings
-    from .settings import load
 
     made = run_recommend(
-        load(settings, RunSettings, overrides or []),
+        load_run(settings, overrides),
         users=users,
         k=k,
         release=release,

@@ -61,8 +61,8 @@ def load(path: Path, into: type[Settings], overrides: Sequence[str] = ()) -> Set
     else:
         if not faults:
             return settings
-    places = _places(path, text, changes)
-    lines = [f"{_place(key, places, path)}: {_spell(key)}{fault}" for key, fault in faults.items()]
+    said = _all_places(path, text, changes)
+    lines = [f"{_place(key, said, path)}: {_spell(key)}{fault}" for key, fault in faults.items()]
     raise SettingsError("\n".join(lines)) from None
 
 
@@ -73,11 +73,64 @@ def resolved(settings: object) -> dict[str, Any]:
     return plain
 
 
+def flat(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested settings by their dotted key; lists and empty mappings stay values."""
+    found: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            found |= {f"{name}.{inner}": part for inner, part in flat(value).items()}
+        else:
+            found[name] = value
+    return found
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return what a settings file says, as TOML has it, whatever settings it is for.
+
+    Raises:
+        SettingsError: it cannot be read or is not TOML; as `load`.
+    """
+    return _parse(_read(path), path)
+
+
+def places(path: Path, overrides: Sequence[str] = ()) -> dict[KeyPath, str]:
+    """Return where each key of a file and its overrides is given: `file:line`, or `--set`.
+
+    Raises:
+        SettingsError: as `load`, of what is said before any settings are made of it.
+    """
+    text = _read(path)
+    document = _parse(text, path)
+    changes = [_change(override) for override in overrides]
+    for change in changes:
+        _apply(change, document)
+    said = _all_places(path, text, changes)
+    of_overrides = {_about(change): "--set" for change in changes}
+    found = {key: _place(key, said, path) for key, _ in _walk(document)}
+    return {key: of_overrides.get(place, place) for key, place in found.items()}
+
+
+def json_schema(into: type) -> dict[str, Any]:
+    """Return the JSON Schema of a file that `load` reads into a dataclass, as pydantic has it."""
+    _make_strict(into, set())
+    return TypeAdapter(into).json_schema()
+
+
 def _read(path: Path) -> str:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise SettingsError(f"{path}: the settings cannot be read: {error.strerror}") from error
+        hint = ""
+        if isinstance(error, IsADirectoryError):
+            hint = "; expected a TOML file"
+        elif isinstance(error, FileNotFoundError):
+            beside = [str(each) for each in path.parent.glob("*.toml")]
+            near = difflib.get_close_matches(str(path), beside, n=1)
+            meant = f"did you mean {near[0]}?" if near else "`reclora settings` prints one"
+            hint = f"; {meant}"
+        raise SettingsError(
+            f"{path}: the settings cannot be read: {error.strerror}{hint}"
+        ) from error
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -178,6 +231,10 @@ def _change(override: str) -> _Change:
     return _Change(override, tuple(map(str, key)), _value(value))
 
 
+def _about(change: _Change) -> str:
+    return f"override {change.text!r}"
+
+
 def _value(text: str) -> object:
     try:
         document = _toml(f"value = {text}")
@@ -270,13 +327,13 @@ def _blamed(error: ErrorDetails, known: Mapping[KeyPath, object]) -> KeyPath:
     return next((key for word in words if (key := (*error["loc"], word)) in known), error["loc"])
 
 
-def _places(path: Path, text: str, changes: Sequence[_Change]) -> dict[KeyPath, str]:
+def _all_places(path: Path, text: str, changes: Sequence[_Change]) -> dict[KeyPath, str]:
     places = {key: f"{path}:{line}" for key, line in _lines(text).items()}
     for change in changes:
         below = len(change.path)
         places = {key: place for key, place in places.items() if key[:below] != change.path}
         for length in range(1, below + 1):
-            places.setdefault(change.path[:length], f"override {change.text!r}")
+            places.setdefault(change.path[:length], _about(change))
     return places
 
 

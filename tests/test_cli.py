@@ -1,23 +1,34 @@
 """The command line in processes of its own: verbs, exit codes, messages, interrupts."""
 
 import json
+import os
+import pty
+import re
+import select
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import typer
 from test_environment import distribution
 
 from reclora.files import read_parquet
+from reclora.pipelines.cli import app
 from reclora.pipelines.retrain import retrain
 from reclora.pipelines.run import RunSettings
 from reclora.pipelines.settings import load
+from reclora.store import AdapterStore
 from tests.small_runs import (
     files_below,
     finished,
@@ -26,6 +37,11 @@ from tests.small_runs import (
     small_settings,
     write_toml,
 )
+from tests.small_stores import adapters
+
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMAND = Path(sys.executable).with_name("reclora")
+ESCAPE = "\x1b"
 
 LIGHT = """
 import sys
@@ -40,11 +56,259 @@ sys.exit(f"imported {heavy}" if heavy else 0)
 """
 
 
-@pytest.mark.parametrize("words", [["--help"], ["retrain", "--help"], ["demo", "--help"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["retrain", "--help"], ["demo", "--help"], ["--show-completion", "bash"]],
+)
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", LIGHT, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "Usage: reclora" in done.stdout
+    assert "Usage: reclora" in done.stdout or "_RECLORA_COMPLETE=complete_bash" in done.stdout
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_every_verb_has_examples_that_are_valid_commands(verb: str, tmp_path: Path) -> None:
+    """Each on a line of its own, in a terminal of 80 columns."""
+    done = reclora(verb, "--help", cwd=tmp_path, COLUMNS="80")
+    found = [
+        line.removeprefix(" Example: ").strip()
+        for line in done.stdout.splitlines()
+        if line.startswith(" Example: ")
+    ]
+    written = re.findall(r"(?m)^ *Example: (.*)$", COMMANDS[verb].help)
+    assert found == written != []
+    for example in found:
+        program, name, *words = shlex.split(example.partition(" > ")[0])
+        assert (program, name) == ("reclora", verb)
+        # Raises of an option, a value or a number of arguments that the verb does not take.
+        COMMANDS[verb].make_context(verb, words)
+
+
+def completed(line: str, cwd: Path) -> set[str]:
+    """What bash offers at the end of a line: its words, as our completion function gives them."""
+    script = (
+        'eval "$("$RECLORA" --show-completion bash)"; '
+        'read -ra COMP_WORDS <<< "$LINE"; [[ $LINE == *" " ]] && COMP_WORDS+=(""); '
+        "COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); "
+        'function_name=$(complete -p reclora | grep -oP "(?<=-F )\\S+"); '
+        '$function_name reclora; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    path = f"{COMMAND.parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "RECLORA": str(COMMAND), "LINE": line}
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+    assert done.stderr == ""
+    return set(done.stdout.split())
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_verbs_options_and_values(tmp_path: Path) -> None:
+    assert completed("reclora ", tmp_path) == set(COMMANDS)
+    assert completed("reclora re", tmp_path) == {n for n in COMMANDS if n.startswith("re")}
+    assert completed("reclora retrain run.toml --re", tmp_path) == {"--resume"}
+    assert completed("reclora demo onl", tmp_path) == {"online-retail"}
+
+
+LIGHT_VERBS = """
+import sys
+sys.argv = ["reclora", *sys.argv[1:]]
+from reclora.pipelines.cli import main
+try:
+    main()
+except SystemExit as exit:
+    assert not exit.code, exit.code
+heavy = {"torch", "torchrec", "sklearn", "scipy", "numba", "duckdb", "plotly"} & set(sys.modules)
+sys.exit(f"imported {heavy}" if heavy else 0)
+"""
+
+
+@pytest.mark.parametrize("words", [["history", "run.toml"], ["history", "work/store"]])
+def test_verbs_on_a_store_import_nothing_heavy(words: list[str], tmp_path: Path) -> None:
+    AdapterStore(tmp_path / "work" / "store").publish(adapters({"de": 1}), reason="first")
+    (tmp_path / "run.toml").write_text('folder = "work"\nlog.files = ["log.parquet"]\n')
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT_VERBS, *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "first" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the reading verbs read: a run, a store, and lists of another system."""
+    folder = tmp_path_factory.mktemp("reading")
+    settings, outcome = finished(tmp_path_factory)
+    (folder / "run").symlink_to(outcome.folder.path.absolute())
+    write_toml(folder / "run.toml", replace(settings, runs=folder / "runs"))
+    store = AdapterStore(folder / "store")
+    store.publish(adapters({"de": 1, "fr": 1}), reason="<first>\x1b[31m")
+    store.publish(adapters({"de": 2}), reason="second", metrics={"de": {"ndcg": 0.25}})
+    lists = pd.DataFrame({"user_id": ["u", "v"] * 2, "item_id": ["a", "a", "b", "c"]})
+    lists.assign(rank=[1, 1, 2, 2]).to_parquet(folder / "lists.parquet")
+    lists[:2].to_parquet(folder / "next.parquet")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "settings run.toml --explain",
+        "settings",
+        "settings --schema",
+        "history store",
+        "diff store",
+        "verify store",
+        "gc store --dry-run",
+        "doctor",
+        "retrain run.toml --dry-run",
+        "recommend run.toml --into lists --dry-run",
+        "evaluate run.toml",
+        "report run",
+        "evaluate --recommendations lists.parquet --holdout next.parquet -k 2",
+    ],
+)
+def test_json_is_all_that_is_on_stdout(words: str, place: Path) -> None:
+    done = reclora(*words.split(), "--json", cwd=place)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert isinstance(found, dict | list) and found
+    assert ESCAPE not in done.stdout + done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_verbs_that_read_are_all_tested_for_json() -> None:
+    """Those that only write have no --json, and need none: what they make is in files."""
+    able = {
+        name
+        for name, command in COMMANDS.items()
+        if any("--json" in parameter.opts for parameter in command.params)
+    }
+    assert set(COMMANDS) - able == {"demo", "prepare", "pretrain"}
+
+
+def test_a_report_is_markdown_on_stdout_and_a_wrong_folder_is_said(place: Path) -> None:
+    done = reclora("report", "run", cwd=place)
+    assert done.returncode == 0 and done.stdout == (place / "run/report.md").read_text("utf-8")
+    assert done.stderr.strip() == "report    run/report.html"
+    done = reclora("report", "store", cwd=place)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == (
+        "reclora: expected the folder of a complete run, with run.json in it, got store\n"
+    )
+    done = reclora("report", "run", "run", "run", cwd=place)
+    assert done.returncode == 2 and "expected one run or two, got 3" in done.stderr
+
+
+class Terminal:
+    """The command in a terminal of its own, which a person may type into."""
+
+    CONTROLLING = (
+        "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+
+    def __init__(self, *words: object, cwd: Path, **environment: str) -> None:
+        self._here, there = pty.openpty()
+        termios.tcsetwinsize(there, (24, 120))
+        known = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "TERM": "xterm-256color"}
+        for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
+            known.pop(name, None)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", self.CONTROLLING, COMMAND, *map(str, words)],
+            cwd=cwd,
+            env=known | environment,
+            stdin=there,
+            stdout=there,
+            stderr=there,
+            start_new_session=True,
+        )
+        os.close(there)
+        self.text = ""
+
+    def read(self, until: Callable[[str], object] = lambda text: False, seconds: float = 90) -> str:
+        """All that it has shown, when `until` holds of it or it has ended."""
+        end = time.monotonic() + seconds
+        while not until(self.text) and time.monotonic() < end:
+            if select.select([self._here], [], [], 0.2)[0]:
+                try:
+                    self.text += os.read(self._here, 1 << 16).decode("utf-8", "replace")
+                except OSError:
+                    self.process.wait(10)
+                    break
+        return self.text
+
+    def type(self, keys: bytes) -> None:
+        os.write(self._here, keys)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._here)
+
+
+@pytest.fixture
+def terminal() -> Iterator[Callable[..., Terminal]]:
+    opened: list[Terminal] = []
+
+    def begin(*words: object, cwd: Path, **environment: str) -> Terminal:
+        opened.append(Terminal(*words, cwd=cwd, **environment))
+        return opened[-1]
+
+    yield begin
+    for each in opened:
+        each.close()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--help",
+        "retrain --help",
+        "doctor",
+        "history store",
+        "retrian",
+        "settings none.toml",
+        "evaluate --recommendations lists.parquet --holdout next.parquet -k 2",
+    ],
+)
+def test_no_codes_where_none_are_wanted(
+    words: str, place: Path, terminal: Callable[..., Terminal]
+) -> None:
+    """Neither in a pipe nor, with NO_COLOR, in a terminal."""
+    done = reclora(*words.split(), cwd=place)
+    assert ESCAPE not in done.stdout + done.stderr
+    shown = terminal(*words.split(), cwd=place, NO_COLOR="1")
+    assert ESCAPE not in shown.read() and len(shown.text) > 20
+    assert shown.process.returncode == done.returncode
+
+
+@pytest.mark.parametrize("no_color", ["", "1"])
+def test_an_interrupt_from_the_keyboard_says_how_to_go_on(
+    no_color: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path,
+    terminal: Callable[..., Terminal],
+) -> None:
+    """Before it a bar shows what is done of how much, how fast, and how long it will take."""
+    settings, _ = finished(tmp_path_factory)
+    mine = replace(settings, folder=tmp_path / "work", runs=tmp_path / "runs", parent="none")
+    shutil.copytree(settings.folder / "base", mine.base_folder)
+    path = write_toml(tmp_path / "run.toml", mine)
+    long = ["--set", f"search.l2={[n / 1e6 for n in range(10_000, 12_000)]}"]
+    shown = terminal("retrain", path, *long, cwd=tmp_path, NO_COLOR=no_color)
+    bar = re.compile(r"choosing rates.*\d+/[\d,]+  [\d.]+[kMG]?/s .*left \d+:\d\d:\d\d")
+
+    def is_under_way(text: str) -> object:
+        if no_color:
+            return list(mine.runs.glob("*/events.jsonl"))
+        return bar.search(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text))
+
+    assert is_under_way(shown.read(is_under_way)), shown.text
+    shown.type(b"\x03")
+    said = shown.read().rstrip()
+    assert shown.process.returncode == 130
+    assert said.endswith("interrupted; run the same command again: it goes on where it was")
+    assert "Traceback" not in shown.text and (ESCAPE in shown.text) == (not no_color)
 
 
 def test_prepare_pretrain_retrain(

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from reclora.pipelines.live import KNOWN_UNTIL
 from reclora.pipelines.operate import verbs
 from reclora.pipelines.run import RunSettings
+from reclora.pipelines.settings import SettingsError
 from reclora.store import AdapterStore, StoreError, UnknownSegment
 from tests.small_runs import reclora, small_settings, write_toml
 from tests.small_stores import adapters, contents, pack_of
@@ -247,3 +248,14 @@ def test_a_history_imports_nothing_heavy(store: AdapterStore) -> None:
     command = [sys.executable, "-c", script, str(store.root)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_a_store_is_found_by_settings_whose_run_would_be_refused(store: AdapterStore) -> None:
+    """Who must roll back tonight needs the folder alone; without one the defaults are asked for."""
+    path = store.root.parents[1] / "run.toml"
+    path.write_text(f'folder = "{store.root.parent}"\nunknown_key = 1\n')
+    assert [each["number"] for each in printed("history", path)] == [3, 2, 1]
+    for text, told in (("folder = 3", "folder: expected"), ("fodler = 'x'", "did you mean folder")):
+        path.write_text(f"{text}\nlog.files = ['log.parquet']\n")
+        with pytest.raises(SettingsError, match=told):
+            CliRunner().invoke(verbs, ["history", str(path)], catch_exceptions=False)

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reclora.pipelines.settings import SettingsError, load, resolved
+from reclora.pipelines.settings import (
+    SettingsError,
+    flat,
+    json_schema,
+    load,
+    places,
+    read,
+    resolved,
+)
 
 
 @dataclass(frozen=True)
@@ -194,11 +202,55 @@ def test_a_section_that_the_file_lacks_points_at_the_file(path: Path) -> None:
 def test_a_file_that_cannot_be_read_is_named(path: Path) -> None:
     with pytest.raises(SettingsError, match=r"run\.toml: the settings cannot be read: No such"):
         load(path, Run)
-    with pytest.raises(SettingsError, match="cannot be read: Is a directory"):
+    with pytest.raises(SettingsError, match="`reclora settings` prints one"):
+        load(path, Run)
+    with pytest.raises(SettingsError, match="cannot be read: Is a directory; expected a TOML f"):
         load(path.parent, Run)
     path.write_bytes(b"seed = 1\n# caf\xe9\n")
     with pytest.raises(SettingsError, match=r"run\.toml:2: settings are UTF-8"):
         load(path, Run)
+    with pytest.raises(SettingsError, match=r"did you mean .*/run\.toml\?$"):
+        load(path.with_name("rnu.toml"), Run)
+
+
+def test_each_key_has_its_place(path: Path) -> None:
+    path.write_text(GOOD)
+    found = places(path, ["training.epochs=3", "data={folder='x'}", "seed=1"])
+    assert {".".join(map(str, key)): place for key, place in found.items()} == {
+        "seed": "--set",
+        "data": "--set",
+        "data.folder": "--set",
+        "training": f"{path}:10",
+        "training.learning_rate": f"{path}:11",
+        "training.batch": f"{path}:12",
+        "training.epochs": "--set",
+        "deltas": f"{path}:14",
+        "deltas.0": f"{path}:14",
+        "deltas.0.kind": f"{path}:15",
+        "deltas.1": f"{path}:17",
+        "deltas.1.rank": f"{path}:18",
+    }
+    assert read(path) == tomllib.loads(GOOD)
+    with pytest.raises(SettingsError, match="an override is section.key=value"):
+        places(path, ["seed"])
+
+
+def test_nested_settings_become_flat_ones() -> None:
+    nested = {"a": 1, "b": {"c": (1, 2), "d": {}, "e": {"f": None, "g": [{"h": 1}]}}}
+    assert flat(nested) == {
+        "a": 1,
+        "b.c": (1, 2),
+        "b.d": {},
+        "b.e.f": None,
+        "b.e.g": [{"h": 1}],
+    }
+
+
+def test_the_schema_is_as_strict_as_the_door() -> None:
+    found = json_schema(Run)
+    parts = [found, *found["$defs"].values()]
+    assert len(parts) == 4 and all(part["additionalProperties"] is False for part in parts)
+    assert found["required"] == ["data"] and found["properties"]["seed"]["type"] == "integer"
 
 
 def test_the_dataclasses_stay_what_they_are(path: Path) -> None:

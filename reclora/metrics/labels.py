@@ -8,7 +8,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 BINS = 15
 
@@ -24,6 +23,9 @@ def auc(labels: ArrayLike, scores: ArrayLike) -> float:
     Source: Hanley and McNeil, "The meaning and use of the area under a ROC curve", Radiology
     143(1), 1982.
     """
+    # It takes a second to import, and every command that reads settings comes by here.
+    from scipy.stats import rankdata
+
     is_positive, values = _checked(labels, scores)
     positives = int(is_positive.sum())
     negatives = len(is_positive) - positives

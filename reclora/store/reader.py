@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reclora.files import sha256_of
+from reclora.notebook import as_html
 from reclora.store.changes import check_known
 from reclora.store.folders import Folders
 from reclora.store.maps import SegmentMap
@@ -46,6 +47,13 @@ class StoreReader:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.root)!r})"
+
+    def _repr_html_(self) -> str:
+        history = self.history()
+        facts = {name: [getattr(r, name) for r in history] for name in ("number", "time", "author")}
+        segments = [len(release.segments) for release in history]
+        reasons = [release.reason for release in history]
+        return as_html(self, {**facts, "segments": segments, "reason": reasons})
 
     def current(self) -> Release | None:
         """Return the release with the highest number; None when nothing was published."""
