@@ -57,6 +57,9 @@ class BaseSettings:
     seed: int = 0
     saved: Path | None = None
     """The folder of a base model to adapt, whatever log it came from: no pretraining."""
+    keep: bool = False
+    """A base that an earlier log made in the run's `folder` stays when the log has grown: adapters
+    in the store belong to it. Other settings than those that made it are still refused."""
     import_users: Path | None = None
     """Parquet with user_id and vector (or, beside import_tables, user_id alone): no pretraining."""
     import_items: Path | None = None

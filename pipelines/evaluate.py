@@ -55,7 +55,7 @@ def evaluate_releases(settings: RunSettings, numbers: Sequence[int]) -> Evaluate
         raise SettingsError(
             f"{settings.store_folder} has no release to evaluate; `reclora retrain` publishes one"
         )
-    releases = [store.release(n) for n in numbers] or [current]
+    releases = [store.release(n) for n in dict.fromkeys(numbers)] or [current]
     summary = prepare(settings)
     base = pretrain(settings, summary.inputs)
     inputs = summary.inputs | files_beside_the_log(settings)

@@ -44,13 +44,14 @@ def pretrain(settings: RunSettings, inputs: Mapping[str, str]) -> BaseModel:
     made_from = _made_from(settings, inputs)
     folder = settings.base_folder
     if folder.exists():
-        base = BaseModel.load(folder)
-        if read_provenance(folder).get("made_from") != made_from:
+        base, about = BaseModel.load(folder), read_provenance(folder)
+        is_kept = settings.base.keep and about.get("settings_made_from") == _settings_of(settings)
+        if about.get("made_from") != made_from and not is_kept:
             raise SettingsError(
                 f"{folder} holds a base model that {_makers(settings.base)} made, and adapters in "
-                f"the store belong to it. To adapt that base to this log, set base.saved = "
-                f"'{folder}'; for a new base, name another `folder`, or remove {folder} and "
-                f"{settings.store_folder}"
+                f"the store belong to it. Where the log alone has grown, base.keep = true goes on "
+                f"with it; to adapt it whatever made it, set base.saved = '{folder}'; for a new "
+                f"base, name another `folder`, or remove {folder} and {settings.store_folder}"
             )
         return base
     if settings.base.import_users is not None and settings.base.import_items is not None:
@@ -65,34 +66,37 @@ def pretrain(settings: RunSettings, inputs: Mapping[str, str]) -> BaseModel:
         about = {"made_from": made_from, "by": "pretrain", "epochs": made.epochs, "inputs": inputs}
         about["last_moment"] = int(window.timestamps.max())
         about |= {"tower_epochs": made.tower_epochs, "tried": made.tried.to_dict("records")}
-        about["seconds"] = made.seconds
+        about |= {"seconds": made.seconds, "settings_made_from": _settings_of(settings)}
         made.base.save(folder, about | {"settings": resolved(made.chosen)})
     return BaseModel.load(folder)
 
 
 def check_earlier(settings: RunSettings, whole: Windows) -> None:
-    """Refuse a saved base model that was trained on what this run trains, chooses or tests on.
+    """Refuse a base model of another log that was trained on what this run trains, chooses or tests
+    on.
 
     Raises:
         SettingsError: reclora pretrained it on rows from the train window's first moment on, or
             the cuts are each user's own, so that no moment tells.
     """
-    if settings.base.saved is None:
+    folder = settings.base.saved or settings.base_folder
+    about = read_provenance(folder)
+    if settings.base.saved is None and not settings.base.keep:
         return
-    last = read_provenance(settings.base.saved).get("last_moment")
+    last = about.get("last_moment")
     first = int(whole.train.timestamps.min())
     if last is None:
         return
     if settings.split.by != "global_time":
         raise SettingsError(
-            f"{settings.base.saved} was pretrained by reclora, and with split.by = "
+            f"{folder} was pretrained by reclora, and with split.by = "
             f"{settings.split.by!r} its rows cannot be told from this run's: use 'global_time', or "
             "pretrain anew"
         )
     if last >= first:
         until, begin = (np.datetime64(moment, "us") for moment in (last, first))
         raise SettingsError(
-            f"{settings.base.saved} was trained on rows up to {until}, but the train window begins "
+            f"{folder} was trained on rows up to {until}, but the train window begins "
             f"at {begin}: give a larger split.pretrain, or pretrain anew"
         )
 
@@ -112,16 +116,26 @@ def _made_from(settings: RunSettings, inputs: Mapping[str, str]) -> str:
     base = settings.base
     imported = [path for path in (base.import_users, base.import_items, base.import_tables) if path]
     if not imported:
-        contract = resolved(settings.log.contract)
-        if settings.log.contract.declined == "drop":
-            # A base stays that of its settings from before there were others.
-            del contract["declined"]
-        split_of = resolved(settings.split)
-        return digest(resolved(base), split_of, contract, contents(settings.log, inputs))
+        return digest(*_deciding(settings), contents(settings.log, inputs))
     missing = [str(path) for path in imported if not path.is_file()]
     if missing:
         raise SettingsError(f"no file to import the base model from: {', '.join(missing)}")
     return digest("import", [sha256_of(path) for path in imported])
+
+
+def _deciding(settings: RunSettings) -> tuple[object, ...]:
+    """The settings that decide a pretrained base."""
+    base, contract = resolved(settings.base), resolved(settings.log.contract)
+    del base["keep"]
+    if settings.log.contract.declined == "drop":
+        # A base stays that of its settings from before there were others.
+        del contract["declined"]
+    return base, resolved(settings.split), contract
+
+
+def _settings_of(settings: RunSettings) -> str:
+    """A digest of them, whatever the log."""
+    return digest(*_deciding(settings))
 
 
 def _makers(base: BaseSettings) -> str:

@@ -127,7 +127,9 @@ def _finish(settings: RunSettings, inputs: Inputs, yardstick: Yardstick) -> Outc
     figures = figures_of(settings.name, tables.means, efforts, settings.repeat)
     write_figures(folder.figures, figures)
     quality = data_quality(inputs.summary, inputs.cut, inputs.unknown, yardstick)
-    write_run_report(settings, inputs, learned, decisions, assessment, tables, quality)
+    write_run_report(
+        settings, inputs, learned, decisions, assessment, tables, quality, efforts, number
+    )
     facts = {
         "data_quality": quality,
         "search": learned.searches.to_dict("records"),
@@ -193,7 +195,7 @@ def publish(
         try:
             release = store.publish(
                 [subject.bank.adapter(name) for name in promoted],
-                reason=f"run {inputs.folder.id}: better on validation",
+                reason=f"{inputs.folder.id}: {_why(settings)}",
                 author=settings.author or None,
                 metrics=_metrics(settings, learned, decisions),
                 serves_parent=served,
@@ -206,6 +208,10 @@ def publish(
         except Superseded:
             continue
         return release, decisions
+
+
+def _why(settings: RunSettings) -> str:
+    return "no gate" if settings.gate.rule == "none" else "better on validation"
 
 
 def _metrics(

@@ -179,6 +179,11 @@ class RunSettings:
             raise ValueError(
                 "candidates names a file of items to rank; say so: evaluation.candidates = 'given'"
             )
+        if self.base.keep and self.split.by != "global_time":
+            raise ValueError(
+                f"base.keep needs split.by = 'global_time', got {self.split.by!r}: with cuts of "
+                "each user's own nobody can tell what an earlier base was trained on"
+            )
         if self.log.windows is not None and self.split.k_core:
             raise ValueError("k_core is taken of one log before it is cut, not of log.windows")
         if not self.name or any(c in self.name for c in "/\\\0") or self.name.startswith("."):

@@ -61,6 +61,30 @@ def test_a_base_is_made_once_and_another_is_refused(
     assert files_below(settings.base_folder) == before
 
 
+def test_a_base_is_kept_when_the_log_has_grown(tmp_path: Path) -> None:
+    """From the first night on with the same settings; what else made it is refused as before."""
+    log = random_log(tmp_path / "log.parquet", {"a": (0, 1), "b": (0, 1)})
+    settings = small_settings(tmp_path, log)
+    keeping = replace(settings, base=replace(settings.base, keep=True))
+    first = made(keeping)
+    before = files_below(keeping.base_folder)
+    grown = random_log(tmp_path / "grown.parquet", {"a": (0, 1), "b": (0, 1)}, rows=1200)
+    later = replace(keeping, log=replace(settings.log, files=(grown,)))
+    assert pretrain(later, prepare(later).inputs).fingerprint == first.fingerprint
+    assert files_below(keeping.base_folder) == before
+    with pytest.raises(SettingsError, match="base.keep = true goes on with it"):
+        pretrain(replace(later, base=settings.base), prepare(later).inputs)
+    factorisation = replace(settings.base.factorisation, lr=0.02)
+    other = replace(later, base=replace(later.base, factorisation=factorisation))
+    with pytest.raises(SettingsError, match="holds a base model that"):
+        pretrain(other, prepare(later).inputs)
+    whole = Interactions.read(later.log_folder)
+    with pytest.raises(SettingsError, match="was trained on rows up to .* window begins at"):
+        check_earlier(later, split(whole, replace(later.split, pretrain=0.4, train=0.45)))
+    with pytest.raises(ValueError, match="base.keep needs split.by = 'global_time'"):
+        replace(keeping, split=replace(settings.split, by="user_time"))
+
+
 def test_a_saved_base_that_knows_the_train_window_is_refused(tmp_path: Path) -> None:
     """Its rows must end before this run's train window begins."""
     log = random_log(tmp_path / "log.parquet", {"a": (0, 1), "b": (0, 1)})
@@ -193,7 +217,9 @@ def test_a_base_of_dropped_rows_is_that_of_before_they_could_be_kept(tmp_path: P
     about = json.loads((settings.base_folder / "base.json").read_text())["provenance"]
     said = resolved(contract)
     assert said.pop("declined") == "drop"
-    then = digest(resolved(settings.base), resolved(settings.split), said, sorted(inputs.values()))
+    base = resolved(settings.base)
+    assert base.pop("keep") is False
+    then = digest(base, resolved(settings.split), said, sorted(inputs.values()))
     assert about["made_from"] == then
     bce = replace(settings.base.factorisation, loss="bce")
     kept = replace(contract, declined="keep")
