@@ -32,6 +32,7 @@ from reclora.early_stopping import EarlyStopping, Judge
 from reclora.interactions import Interactions
 from reclora.losses import LOSSES
 from reclora.negatives import Sampler
+from reclora.notebook import as_html
 from reclora.optim import RowwiseAdagrad
 from reclora.tower import all_scores, paired_scores
 
@@ -104,7 +105,7 @@ class TrainingConfig:
             raise ValueError(f"row_dropout must be at least 0 and below 1, got {self.row_dropout}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Training:
     """What training did.
 
@@ -124,6 +125,20 @@ class Training:
     steps: int
     quarantined: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+
+    def __repr__(self) -> str:
+        helped = sum(epoch > 0 for epoch in self.best_epoch.values())
+        spoilt = f", {len(self.quarantined):,} quarantined" if self.quarantined else ""
+        return (
+            f"Training({helped:,} of {len(self.best_epoch):,} segments better than before{spoilt}, "
+            f"{self.steps:,} steps, {self.seconds:.1f} CPU-s)"
+        )
+
+    def _repr_html_(self) -> str:
+        names = list(self.best_epoch)
+        why = [self.quarantined.get(name, "") for name in names]
+        columns = {"best epoch": list(self.best_epoch.values()), "quarantined": why}
+        return as_html(self, {"segment": names, **columns})
 
 
 def train(

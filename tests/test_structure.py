@@ -14,6 +14,7 @@ TESTS = ROOT / "tests"
 FLOORS = (
     (
         "files",
+        "notebook",
         "environment",
         "compiled",
         "counted",
@@ -44,6 +45,7 @@ FLOORS = (
         "ranking",
         "store",
         "interchange",
+        "distributed",
     ),
     ("evaluation", "comparison", "gate"),
     ("report",),
@@ -64,6 +66,12 @@ TESTED_IN = {
     "reclora.deltas.touched": "test_deltas",
     "reclora.deltas.weights": "test_deltas",
     "reclora.deltas.whole_table": "test_deltas",
+    "reclora.distributed.division": "test_distributed",
+    "reclora.distributed.parts": "test_distributed",
+    "reclora.distributed.ranking": "test_distributed",
+    "reclora.distributed.saved": "test_distributed",
+    "reclora.distributed.shards": "test_distributed",
+    "reclora.distributed.training": "test_distributed",
     "reclora.comparison.means": "test_comparison",
     "reclora.comparison.pairs": "test_comparison",
     "reclora.comparison.resampling": "test_comparison",
@@ -112,6 +120,7 @@ TESTED_IN = {
     "reclora.peft.writing": "test_peft",
     "reclora.pipelines.assessment": "test_evaluate",
     "reclora.pipelines.bases_settings": "test_bases",
+    "reclora.pipelines.evaluate_cli": "test_cli",
     "reclora.pipelines.evaluate_lists": "test_evaluate",
     "reclora.pipelines.evaluated": "test_evaluate",
     "reclora.pipelines.sections": "test_evaluate",
@@ -119,6 +128,7 @@ TESTED_IN = {
     "reclora.pipelines.learning": "test_retrain",
     "reclora.pipelines.plan": "test_nightly",
     "reclora.pipelines.live": "test_evaluate",
+    "reclora.pipelines.options": "test_cli",
     "reclora.pipelines.yardstick": "test_evaluate",
     "reclora.pipelines.gating": "test_gate",
     "reclora.pipelines.space": "test_recommend",
@@ -136,7 +146,9 @@ TESTED_IN = {
     "reclora.ranking.user_items": "test_ranking",
     "reclora.report.contents": "test_report",
     "reclora.report.figures": "test_report",
+    "reclora.report.markdown": "test_report",
     "reclora.report.page": "test_report",
+    "reclora.report.sheets": "test_report",
     "reclora.report.text": "test_report",
     "reclora.splits.cutting": "test_splits",
     "reclora.splits.given": "test_splits",
@@ -160,6 +172,7 @@ TESTED_IN = {
 
 OF_NO_MODULE = {
     "test_benchmarks",
+    "test_docs",
     "test_faults_files",
     "test_faults_input",
     "test_faults_segments",
@@ -256,10 +269,11 @@ def test_imports_make_no_circle() -> None:
     assert list(TopologicalSorter(graph).static_order())
 
 
-def test_the_report_knows_nothing_but_itself() -> None:
+def test_the_report_knows_nothing_but_itself_and_files() -> None:
     for module, path in modules().items():
         if module.split(".")[1:2] == ["report"]:
-            assert all(name.startswith("reclora.report") for name in own(imported(path, module)))
+            known = ("reclora.report", "reclora.files", "reclora.notebook")
+            assert all(name.startswith(known) for name in own(imported(path, module)))
 
 
 @pytest.mark.parametrize("module", modules())
@@ -270,7 +284,7 @@ def test_what_may_not_be_imported(module: str) -> None:
     # It takes seconds: only where a model has its modules, and in the check-up's process.
     if module not in (
         "reclora.modules.torchrec",
-        "reclora.distributed",
+        "reclora.distributed.shards",
         "reclora.pipelines.doctor",
     ):
         assert not roots & {"torchrec", "fbgemm_gpu"}
@@ -303,9 +317,9 @@ def defines(path: Path) -> bool:
 
 
 def mentioned(test: Path) -> set[str]:
-    """What a test runs instead of importing it: the installed command is `cli`, and its `demo`."""
-    commands = {"test_cli": "reclora.pipelines.cli", "test_demo": "reclora.pipelines.demo"}
-    return {commands[test.stem]} if test.stem in commands else set()
+    """What a test runs instead of importing it: the installed command, and its `demo`."""
+    commands = {"test_cli": ("cli", "evaluate_cli", "options"), "test_demo": ("demo",)}
+    return {f"reclora.pipelines.{name}" for name in commands.get(test.stem, ())}
 
 
 def test_every_test_file_has_its_module() -> None:

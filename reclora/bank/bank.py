@@ -38,6 +38,7 @@ from reclora.deltas import (
     WeightDelta,
 )
 from reclora.interactions import Interactions
+from reclora.notebook import as_html
 from reclora.scoring import CatalogueScorer
 from reclora.stacks import AdapterStack
 from reclora.tables import Table
@@ -453,6 +454,11 @@ class AdapterBank(nn.Module):
             f"AdapterBank({len(self.segment_names)} segments, {numbers:,} numbers{parent}, "
             f"of {self.base!r})"
         )
+
+    def _repr_html_(self) -> str:
+        users, items = (t.offsets_S1.diff() for t in (self.touched_users, self.touched_items))
+        rows = {"users touched": users.numpy(), "items touched": items.numpy()}
+        return as_html(self, {"segment": self.segment_names, **rows})
 
 
 def _rows_by_segment(rows: NDArray[np.int64], offsets: NDArray[np.int64]) -> list[Tensor]:

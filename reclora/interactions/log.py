@@ -14,6 +14,7 @@ from pandas.api.types import union_categoricals
 from reclora.interactions.contract import NO_VALUE
 from reclora.interactions.ids import IdMap
 from reclora.interactions.stored import read_log
+from reclora.notebook import as_html
 
 Rows = NDArray[np.int64]
 
@@ -162,6 +163,15 @@ class Interactions:
             ).astype("datetime64[D]")
             parts.append(f"{first} to {last}")
         return f"Interactions({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        rows = [slice(a, b) for a, b in zip(self.offsets[:-1], self.offsets[1:], strict=True)]
+        distinct = {
+            name: [len(np.unique(getattr(self, of)[its])) for its in rows]
+            for name, of in (("users", "user_rows"), ("items", "item_rows"))
+        }
+        sizes = np.diff(self.offsets)
+        return as_html(self, {"segment": self.segment_names, "rows": sizes, **distinct})
 
     @property
     def num_segments(self) -> int:
