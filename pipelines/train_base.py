@@ -81,7 +81,7 @@ def train_base(
         known, _ = known.onto(users, items)
         declined = None if declined is None else declined.onto(users, items)[0]
     earlier, later = cut(known, (0.9, 0.1), by)
-    held_out = hold_out_some("the last tenth of the pretrain window", later, earlier, JUDGED_BY)
+    held_out = hold_out_some("the last tenth of what the base trains on", later, earlier, JUDGED_BY)
     declined_earlier = _until(declined, earlier, by)
     tried = [_try(earlier, declined_earlier, s, held_out) for s in _counted(settings.grid())]
     best = max(tried, key=lambda t: t.value)
