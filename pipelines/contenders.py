@@ -96,6 +96,12 @@ class Trained:
         return self.bank.parent_adapter
 
     @property
+    def num_numbers(self) -> int:
+        """Those of the segments whose own adapter helped, and once those of what they stand on."""
+        own = sum(self.bank.adapter(name).num_numbers for name in self.helped)
+        return own + (0 if self.parent is None else self.parent.num_numbers)
+
+    @property
     def helped(self) -> list[str]:
         """The segments whose own adapter was better on validation than what it stands on."""
         return [name for name, epoch in self.training.best_epoch.items() if epoch > 0]
@@ -289,8 +295,8 @@ class Choice:
     config: TrainingConfig
     tried: pd.DataFrame
     """model, what is searched, value, chosen: one row a setting."""
-    value: float
-    """What the choice was worth to the users that compared."""
+    values: pd.DataFrame
+    """What the choice was worth to the users that compared: segment, user_id, value."""
     stopped: tuple[Trained, ...]
     """The contender as trained with the setting on each fold: what a contender that stands on it
     compares its own settings on."""
@@ -313,7 +319,7 @@ def choose(
             with the parent as its own users stopped it (`Choice.stopped`).
     """
     tried: list[tuple[TrainingConfig, float]] = []
-    chosen, stopped, best = settings.training, tuple[Trained, ...](), -np.inf
+    chosen, stopped, best = settings.training, tuple[Trained, ...](), (-np.inf, pd.DataFrame())
     of = contender.config if isinstance(contender.config, AdapterConfig) else None
     configs = grid(settings.training, settings.search, of)
     # Kinds that segments begin with are theirs already.
@@ -322,10 +328,11 @@ def choose(
     steps = len(configs) + len(ladder)
     for config in configs:
         trained = tuple(train_contender(contender, f, config, settings.seeds[0]) for f in folds)
-        value = float(_opposite_values(folds, trained)["value"].mean())
+        values_U = _opposite_values(folds, trained)
+        value = float(values_U["value"].mean())
         tried.append((config, value))
-        if value > best or not stopped:
-            chosen, stopped, best = config, trained, value
+        if value > best[0] or not stopped:
+            chosen, stopped, best = config, trained, (value, values_U)
         progress(len(tried), steps)
     rows = [
         {"model": contender.model}
@@ -333,7 +340,7 @@ def choose(
         | {"value": value, "chosen": config == chosen}
         for config, value in tried
     ]
-    choice = Choice(contender, chosen, pd.DataFrame(rows), best, stopped)
+    choice = Choice(contender, chosen, pd.DataFrame(rows), best[1], stopped)
     if not ladder:
         return choice
     values = {}
@@ -364,7 +371,7 @@ def _with_rungs(
     return replace(
         choice,
         contender=replace(choice.contender, config=tuple(ladder[picked[name]] for name in names)),
-        value=float(pd.concat(of_picked)["value"].mean()),
+        values=pd.concat(of_picked, ignore_index=True),
         rungs=compared,
     )
 

@@ -7,7 +7,7 @@ import numpy as np
 from reclora.base import read_provenance
 from reclora.interactions import Interactions
 
-from .contenders import POOLED, SUBJECT, Trained
+from .contenders import POOLED, SUBJECT
 from .figures import Effort
 from .inputs import Inputs
 from .learning import Learned
@@ -40,15 +40,9 @@ def efforts_of(
     for trained in learned.trained:
         below = 0.0 if trained.parent is None else seconds_of.get(POOLED, nothing)
         seconds = trained.training.seconds + below
-        efforts[trained.contender.model] = Effort(seeds, numbers_of(trained), seconds)
+        efforts[trained.contender.model] = Effort(seeds, trained.num_numbers, seconds)
     efforts[SUBJECT] = efforts.pop(SUBJECT)
     return efforts
-
-
-def numbers_of(trained: Trained) -> int:
-    """Those of the segments whose own adapter helped, and once those of what they stand on."""
-    own = sum(trained.bank.adapter(name).num_numbers for name in trained.helped)
-    return own + (0 if trained.parent is None else trained.parent.num_numbers)
 
 
 def _pairs(log: Interactions) -> int:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from reclora.adapters import Adapter
 from reclora.interactions import Interactions
+from reclora.ladder import smallest_within_error
 from reclora.recency import faded
 from reclora.splits import Windows
 
@@ -130,9 +131,12 @@ def adapt_log(settings: RunSettings, windows: Windows) -> Interactions:
 
 
 def _keep_the_better(choices: list[Choice], trained: list[Trained]) -> None:
-    """Of the subject with and without a parent, the one that validation likes better."""
+    """Of the subject with and without a parent the one of fewer numbers, unless validation likes
+    the other better by more than a standard error: what cannot be told is not paid for.
+    """
     own = [at for at, each in enumerate(trained) if each.contender.model == SUBJECT]
-    best = max(own, key=lambda at: choices[at].value)
-    for at in reversed(own):
-        if at != best:
+    own.sort(key=lambda at: trained[at].num_numbers)
+    kept = smallest_within_error({str(at): choices[at].values for at in own})
+    for at in sorted(own, reverse=True):
+        if str(at) != kept:
             del choices[at], trained[at]

@@ -124,7 +124,7 @@ def choose_rungs(
         members = [s for s, c in zip(segments, classes_S, strict=True) if c == number]
         inside = first.index.get_level_values("segment").isin(members)
         rows = _compare({name: table[inside].to_numpy() for name, table in ordered.items()})
-        pick = next(name for name, row in rows.items() if row["behind"] <= row["error"])
+        pick = _smallest(rows)
         chosen |= dict.fromkeys(members, pick)
         facts = {
             "class": int(number),
@@ -136,6 +136,22 @@ def choose_rungs(
             facts | {"rung": name, **row, "chosen": name == pick} for name, row in rows.items()
         ]
     return chosen, pd.DataFrame(compared)
+
+
+def smallest_within_error(values: Mapping[str, pd.DataFrame]) -> str:
+    """The first whose users do no worse than the best one's by more than a standard error.
+
+    Args:
+        values: name, the smallest first -> segment, user_id, value: the same users for each.
+
+    Source: as `choose_rungs`.
+    """
+    ordered = {name: _by_user(table) for name, table in values.items()}
+    return _smallest(_compare({name: table.to_numpy() for name, table in ordered.items()}))
+
+
+def _smallest(rows: Mapping[str, Mapping[str, float]]) -> str:
+    return next(name for name, row in rows.items() if row["behind"] <= row["error"])
 
 
 def _by_user(table: pd.DataFrame) -> pd.Series:

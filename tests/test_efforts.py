@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from reclora.adapters import Adapter
 from reclora.interactions import Interactions
 from reclora.pipelines.contenders import ALONE, ON_POOLED, POOLED, POOLED_FULL, SUBJECT, Trained
-from reclora.pipelines.efforts import efforts_of, numbers_of
+from reclora.pipelines.efforts import efforts_of
 from reclora.pipelines.figures import Effort
 from reclora.pipelines.inputs import Inputs
 from reclora.pipelines.learning import Learned, learn
@@ -144,7 +144,7 @@ def test_a_segment_that_was_not_helped_stores_nothing(run: Run) -> None:
     best = trained.training.best_epoch | {name: 0}
     less = replace(trained, training=replace(trained.training, best_epoch=best))
     assert less.helped == others
-    assert numbers_of(trained) - numbers_of(less) == floats(trained.bank.adapter(name)) > 0
+    assert trained.num_numbers - less.num_numbers == floats(trained.bank.adapter(name)) > 0
 
 
 def test_an_imported_base_cost_nobody_knows_what(tmp_path: Path) -> None:

@@ -10,7 +10,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from reclora.configs import FULL, LADDER, AdapterConfig
-from reclora.ladder import MIN_USERS, PARENT, choose_rungs, rungs, size_classes
+from reclora.ladder import (
+    MIN_USERS,
+    PARENT,
+    choose_rungs,
+    rungs,
+    size_classes,
+    smallest_within_error,
+)
 from tests.small_worlds import KINDS
 
 ORDER = ("none", *LADDER, "full")
@@ -218,3 +225,22 @@ def test_rungs_judged_by_different_users_are_refused() -> None:
     }
     with pytest.raises(ValueError, match="rung 'bias' was judged by other users than 'parent'"):
         choose_rungs(tables, {"a": 5})
+
+
+def test_the_smallest_within_an_error_is_taken_and_a_better_one_beyond_it() -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=200)
+
+    def of(mean: float) -> pd.DataFrame:
+        users = [f"u{n}" for n in range(200)]
+        return pd.DataFrame({"segment": "a", "user_id": users, "value": mean + noise})
+
+    jitter = rng.normal(scale=0.1, size=200)
+    near, far = of(0.001), of(0.05)
+    near["value"] += jitter
+    far["value"] += jitter
+    assert smallest_within_error({"small": of(0.0), "large": near}) == "small"
+    assert smallest_within_error({"small": of(0.0), "large": far}) == "large"
+    assert smallest_within_error({"small": far, "large": of(0.0)}) == "small"
+    # The same users in another order are the same users.
+    assert smallest_within_error({"small": of(0.0), "large": far[::-1]}) == "large"
