@@ -107,15 +107,18 @@ def summary_of(run: Path) -> Said:
 def beside(first: Path, second: Path) -> Said:
     """Hold the first run against the second, and write the page into the first one's folder.
 
-    Only users that both have in the same segment are compared, on metrics that both have.
+    Both must be of the same log and cut, so that users were asked for the same items. Only users
+    that both have in the same segment are compared, on metrics that both have.
 
     Raises:
-        NotComparable: a folder is none of a complete run, or no user, metric or k is common.
+        NotComparable: a folder is none of a complete run, the logs or cuts differ, or no user,
+            metric or k is common.
         OSError: the page cannot be written.
     """
     ours, theirs = Finished.read(first), Finished.read(second)
     if ours.name == theirs.name:
         raise NotComparable(f"expected two runs, got {ours.about['id']} twice")
+    _refuse_other_rows(ours, theirs)
     results, quality = _common(ours, theirs)
     measures = results[["metric", "k"]].drop_duplicates()
     pairs = list(measures.itertuples(index=False, name=None))
@@ -147,6 +150,27 @@ def beside(first: Path, second: Path) -> Said:
     facts = {"id": report.run, "beside": theirs.about["id"], "data_quality": quality}
     facts |= {"settings": differing, "comparison": _records(lifts)}
     return Said(page, markdown(report), facts)
+
+
+def _refuse_other_rows(ours: Finished, theirs: Finished) -> None:
+    """Of two logs, or of two cuts of one, users were asked for other items: no pair of values says
+    anything of the models.
+    """
+    held = [
+        {
+            "log": sorted(each.about["inputs"].values()),
+            "split": each.about["settings"]["split"],
+            "windows": each.about["settings"]["log"]["windows"],
+        }
+        for each in (ours, theirs)
+    ]
+    differ = [name for name in held[0] if held[0][name] != held[1][name]]
+    if differ:
+        raise NotComparable(
+            f"{ours.folder} and {theirs.folder} have another {' and another '.join(differ)}, so "
+            "that their test rows differ: run both on one log; two releases on the newer log are "
+            "`reclora evaluate run.toml --release 1 --release 2`"
+        )
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

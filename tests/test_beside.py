@@ -109,6 +109,11 @@ def test_what_is_no_run_or_has_nothing_in_common_is_refused(
     with pytest.raises(NotComparable, match="expected two runs"):
         beside(first, first)
     whole = read_parquet(second / "results.parquet").to_pandas()
+    later = copied(second, whole, tmp_path / "later")
+    about = json.loads((later / "run.json").read_text(encoding="utf-8"))
+    write_text(later / "run.json", json.dumps(about | {"inputs": {"log.parquet": "0" * 64}}))
+    with pytest.raises(NotComparable, match="have another log, so that their test rows differ"):
+        beside(first, later)
     others = copied(second, whole.assign(user_id="x" + whole["user_id"]), tmp_path / "others")
     with pytest.raises(NotComparable, match="no user, metric and k in common"):
         beside(first, others)

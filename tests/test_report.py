@@ -210,10 +210,11 @@ def test_every_segment_and_number_is_in_the_page(tmp_path: Path) -> None:
     report = example()
     text = page_of(report, tmp_path).text
     for lift in report.headline("segment"):
+        mark = {"better": "▲", "worse": "▼"}.get(lift["verdict"], "○")
         row = (
-            f"{lift['segment']} {lift['users']} {number(lift['baseline_mean'])} "
-            f"{number(lift['model_mean'])} {signed(lift['difference'])} "
-            f"{interval(lift['low'], lift['high'])}"
+            f"{lift['segment']} {signed(lift['difference'])} {mark} {lift['verdict']} "
+            f"{interval(lift['low'], lift['high'])} {number(lift['q'])} "
+            f"{number(lift['baseline_mean'])} {number(lift['model_mean'])} {lift['users']}"
         )
         assert row in re.sub(r"\s+", " ", text), row
     for words in (
@@ -226,8 +227,8 @@ def test_every_segment_and_number_is_in_the_page(tmp_path: Path) -> None:
         "binary gain, log2",
         "One seed and one cut in time.",
         "Verdicts are corrected for being",
-        ".0100 900 9 –",  # a count that is missing elsewhere in its column is still a count
-        ".0100 1,800 9 1",
+        "136 900 9 –",  # a count that is missing elsewhere in its column is still a count
+        "1,800 9 1",
     ):
         assert words in text, words
 
@@ -271,7 +272,7 @@ def test_no_interval_is_said_and_drawn_without_one(tmp_path: Path) -> None:
         lifts.loc[row, ["low", "high", "users", "verdict"]] = [np.nan, np.nan, 1, "cannot tell"]
 
     page = page_of(with_lift(example(), lonely), tmp_path)
-    assert re.search(r"student 1 \S+ \S+ \S+ no interval ○ cannot tell", page.text)
+    assert re.search(r"student \S+ ○ cannot tell no interval \S+ \S+ \S+ 1 ", page.text)
     trace = next(t for t in page.figures()["lift"]["data"] if t["name"] == "cannot tell")
     assert 0 in trace["error_x"]["array"]
 
@@ -512,6 +513,21 @@ def test_a_segment_is_one_row_of_all_that_is_known(tmp_path: Path) -> None:
         assert {key: row[key] for key in LIFT} == {key: wanted[row["segment"]][key] for key in LIFT}
 
 
+def test_decisions_stand_in_a_table_of_their_own(tmp_path: Path) -> None:
+    report = example()
+    why = "cannot tell alone: " + "x" * 60
+    segments = report.segments.assign(decision="promoted", reason=why)
+    page = page_of(replace(report, segments=segments), tmp_path)
+    assert "What became of each, and why" in page.text
+    assert f"student promoted {why}" in page.text and page.text.count(why) == len(NAMES)
+    assert "What became of each" not in page_of(report, tmp_path).text
+
+
+def test_sizes_are_marked_at_one_two_and_five(tmp_path: Path) -> None:
+    axis = page_of(full(), tmp_path).figures()["sizes"]["layout"]["xaxis"]
+    assert axis["tickvals"] == [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
+
+
 def test_a_column_that_a_lift_has_too_is_that_of_the_lift() -> None:
     report = example()
     segments = report.segments.assign(users=-1, verdict="?")
@@ -529,6 +545,8 @@ def test_markdown_says_what_the_page_does(tmp_path: Path) -> None:
     assert text == markdown(report)
     assert "NDCG@10 of `per-segment adapters` is .1234, of `frozen base` .1100" in text
     assert "**+.0134** (+12.2 %) [.0101, .0167] over 943 users: **better**." in text
+    assert "Better than `pooled adapter`, `segment popularity`." in text
+    assert "Not told from `recent popularity`." in text and "Worse than" not in text
     assert "Release 7 went live" in text and "| `frozen base` | .1100 |" in text
     for row in report.by_segment().to_dict("records"):
         assert f"| `{row['segment']}` | {row['users']} | {signed(row['difference'])} |" in text

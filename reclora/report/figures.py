@@ -194,7 +194,12 @@ def _sizes(report: Report, lifts: Sequence[dict[str, Any]]) -> Chart | None:
         "layout": {
             "height": 380,
             "margin": _MARGIN,
-            "xaxis": {"title": {"text": SIZE}, "type": "log", "showgrid": False},
+            "xaxis": {
+                "title": {"text": SIZE},
+                "type": "log",
+                "showgrid": False,
+                "tickvals": _decades(rows_of),
+            },
             "yaxis": {
                 "title": {"text": f"lift in {name}"},
                 "zeroline": True,
@@ -206,6 +211,12 @@ def _sizes(report: Report, lifts: Sequence[dict[str, Any]]) -> Chart | None:
         },
     }
     return Chart(figure, f"Lift against {SIZE}, a dot a segment. {_by_size(known, rows_of)}")
+
+
+def _decades(rows_of: Mapping[Any, Any]) -> list[int]:
+    """1, 2 and 5 times the powers of ten, as far as the sizes go."""
+    last = max(rows_of.values())
+    return [m * 10**power for power in range(len(str(int(last)))) for m in (1, 2, 5)]
 
 
 def _by_size(lifts: Sequence[dict[str, Any]], rows_of: Mapping[Any, Any]) -> str:

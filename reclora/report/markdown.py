@@ -32,6 +32,7 @@ def markdown(report: Report) -> str:
         ", ".join(f"{told.get(word, 0):,} {word}" for word in ("better", "worse", "cannot tell"))
         + f" of {int(told.sum()):,} segments."
     )
+    lines += _standing(report)
     lines += [_plain(report.outcome)] if report.outcome else []
     lines += [
         "",
@@ -52,6 +53,20 @@ def markdown(report: Report) -> str:
         lines.append(f"\nThe largest and the smallest lifts of {len(measured):,} segments.")
     lines += ["", f"Run {_code(report.run)}: {_code(report.repeat)}", ""]
     return "\n".join(lines)
+
+
+def _standing(report: Report) -> list[str]:
+    """What else it is better or worse than: a lift over the baseline is half of the answer."""
+    frame = report.lifts
+    frame = frame[(frame["metric"] == report.metric) & (frame["k"] == report.k)]
+    own = frame[(frame["scope"] == "all") & (frame["model"] == report.subject)]
+    own = own[own["baseline"] != report.baseline]
+    words = {"worse": "Worse than", "cannot tell": "Not told from", "better": "Better than"}
+    return [
+        f"{said} {', '.join(map(_code, own.loc[own['verdict'] == verdict, 'baseline']))}."
+        for verdict, said in words.items()
+        if (own["verdict"] == verdict).any()
+    ]
 
 
 def _models(report: Report) -> list[str]:

@@ -73,6 +73,7 @@ def _page(report: Report) -> str:
         by_metric=_by_metric(report),
         comparisons=_comparisons(report),
         segments=_segments(report, overall),
+        decisions=_decisions(report),
         split=None if report.split.empty else _table(report.split),
         sections=[(section, _table(section.table)) for section in report.sections],
         settings=list(_flat(report.settings)),
@@ -177,26 +178,37 @@ def _as_table(
     return _Table(headers, numeric, [[written(value) for value in row] for row in rows])
 
 
+APART = ("decision", "reason")
+"""Columns of `Report.segments` that are sentences: they have a table of their own."""
+
+
 def _segments(report: Report, overall: Mapping[str, Any]) -> _Table:
-    """Every segment, after all of them together."""
+    """Every segment, after all of them together; the verdict early, where a narrow screen ends."""
     whole = pd.DataFrame([{"segment": "All segments", **{n: overall[n] for n in LIFT}}])
     frame = pd.concat([whole, report.by_segment().astype({"segment": object})], ignore_index=True)
     lift = pd.DataFrame(
         {
             "segment": frame["segment"],
-            "users": frame["users"],
+            "lift": frame["difference"].map(signed),
+            "verdict": frame["verdict"],
+            "95 % interval": list(map(interval, frame["low"], frame["high"])),
+            "q": frame["q"],
             report.baseline: frame["baseline_mean"],
             report.subject: frame["model_mean"],
-            "lift": frame["difference"].map(signed),
-            "95 % interval": list(map(interval, frame["low"], frame["high"])),
-            "verdict": frame["verdict"],
-            "q": frame["q"],
-            "why": frame["note"],
+            "users": frame["users"],
+            "could show": frame["note"],
         }
     )
-    table = _table(pd.concat([lift, frame.drop(columns=["segment", *LIFT])], axis=1))
+    known = [name for name in report.segments if name not in ("segment", *LIFT, *APART)]
+    table = _table(pd.concat([lift, frame[known]], axis=1))
     places = [table.headers.index(name) for name in ("lift", "95 % interval")]
     return replace(table, numeric=[n or at in places for at, n in enumerate(table.numeric)])
+
+
+def _decisions(report: Report) -> _Table | None:
+    """What became of each segment, and why; None where nothing was decided."""
+    told = [name for name in APART if name in report.segments]
+    return _table(report.by_segment()[["segment", *told]]) if told else None
 
 
 def _comparisons(report: Report) -> _Table:
