@@ -45,9 +45,8 @@ FLOORS = (
         "ranking",
         "store",
         "interchange",
-        "distributed",
     ),
-    ("evaluation", "comparison", "gate"),
+    ("evaluation", "comparison", "gate", "distributed"),
     ("report",),
     ("pipelines", "datasets"),
 )
@@ -69,6 +68,7 @@ TESTED_IN = {
     "reclora.distributed.division": "test_distributed",
     "reclora.distributed.parts": "test_distributed",
     "reclora.distributed.ranking": "test_distributed",
+    "reclora.distributed.recommending": "test_distributed",
     "reclora.distributed.saved": "test_distributed",
     "reclora.distributed.shards": "test_distributed",
     "reclora.distributed.training": "test_distributed",
