@@ -40,7 +40,7 @@ def evaluate(
     ] = None,
     k: Annotated[list[int] | None, typer.Option("-k", help="A list length; repeatable.")] = None,
     metrics: Annotated[
-        list[str] | None, typer.Option("--metric", help="A metric; repeatable.")
+        list[str] | None, typer.Option("--metric", help="A metric, in any case; repeatable.")
     ] = None,
     slices: Annotated[
         list[str] | None, typer.Option("--slice", help="A column of the held-out file; repeatable.")
@@ -96,7 +96,11 @@ def evaluate(
 
         default = EvaluationConfig()
         try:
-            config = EvaluationConfig(tuple(k or default.ks), tuple(metrics or default.metrics))
+            config = EvaluationConfig(
+                tuple(k or default.ks),
+                # nDCG and MRR are how papers write them.
+                tuple(name.lower() for name in metrics or default.metrics),
+            )
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
         evaluated = evaluate_files(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pandas as pd
 from reclora.evaluation import (
     EvaluationConfig,
     Foreign,
+    ForeignError,
     HeldOut,
     Lists,
     hold_out,
@@ -53,7 +55,8 @@ def evaluate_files(
         runs: gets a folder for the evaluation.
 
     Raises:
-        ForeignError: a file cannot be read as what it should be; it names file, column and row.
+        ForeignError: a file cannot be read as what it should be; it names file, column and row. Or
+            no held-out user has a list in a file.
         LeakageError: held-out rows that were seen, or come before what their user was seen with.
         ValueError: nobody has anything new held out.
     """
@@ -71,6 +74,9 @@ def evaluate_files(
     held_out = hold_out(foreign.heldout, foreign.seen, config)
     if held_out.num_users == 0:
         raise ValueError(f"{holdout}: every held-out item of every user is in {seen} too")
+    few = _few_listed(held_out, foreign, recommendations, holdout)
+    for line in few:
+        print(line, file=sys.stderr)
     files = [*recommendations.values(), holdout, *([seen] if seen else [])]
     settings = RunSettings(
         log=LogSettings((holdout,)), name="lists", runs=runs, evaluation=config, repeat=repeat
@@ -121,8 +127,59 @@ def evaluate_files(
             split=pd.DataFrame(),
             title=f"How good are the lists of {subject}?",
             settings_shown=shown,
-            notes=["Lists were taken as they are: what users had seen was not taken out of them."],
+            notes=[
+                "Lists were taken as they are: what users had seen was not taken out of them.",
+                *(f"{line}." for line in few),
+            ],
         )
+
+
+def _few_listed(
+    held_out: HeldOut, foreign: Foreign, recommendations: Mapping[str, Path], holdout: Path
+) -> list[str]:
+    """A line for each file in which fewer than half of the held-out users have a list.
+
+    A user without one counts as zero, so that a file of other users would be called bad.
+
+    Raises:
+        ForeignError: none of them has one; an example of either file's users is shown.
+    """
+    few, users = [], held_out.num_users
+    for model, path in recommendations.items():
+        lists = foreign.lists[model]
+        listed = users - _without_list(held_out, lists)
+        if not listed:
+            theirs, ours = _example_listed(foreign, lists), _example_held_out(held_out)
+            alike = "users and segments" if len(held_out.segments) > 1 else "users"
+            raise ForeignError(
+                f"no held-out user has a list: {path} has, for one, {theirs}, and {holdout} has, "
+                f"for one, {ours}. Are these ids of another kind? Name {alike} alike in "
+                "both files"
+            )
+        if 2 * listed < users:
+            few.append(
+                f"{listed:,} of {users:,} held-out users have a list in {path}; the others count "
+                "as zero"
+            )
+    return few
+
+
+def _example_listed(foreign: Foreign, lists: Lists) -> str:
+    name, row = next(
+        (name, int(segment.user_rows_U[0]))
+        for name, segment in lists.segments.items()
+        if len(segment.user_rows_U)
+    )
+    return _user(foreign.heldout.users.ids_of([row])[0].as_py(), name, len(lists.segments))
+
+
+def _example_held_out(held_out: HeldOut) -> str:
+    segment = next(s for s in held_out.segments if s.num_users)
+    return _user(segment.user_ids[0].as_py(), segment.name, len(held_out.segments))
+
+
+def _user(user: object, segment: str, segments: int) -> str:
+    return f"user {user!r}" + (f" in segment {segment!r}" if segments > 1 else "")
 
 
 def _without_list(held_out: HeldOut, lists: Lists) -> int:

@@ -113,7 +113,8 @@ class RunSettings:
     parent: Literal["pooled", "none", "auto"] = "auto"
     """What a segment's adapter changes: the `pooled` adapter (trained on all segments, then
     frozen), which also serves the segments whose own adapter does not help; the base alone; or
-    `auto`, whichever of the two validation likes better."""
+    `auto`: of the two the one of fewer numbers, unless validation likes the other better by more
+    than a standard error."""
     kinds: Literal["auto", "given"] = "auto"
     """Which deltas a segment's own adapter has: `auto` picks by how much data segments have, judged
     on validation (see `reclora.ladder`); `given`: all that [adapter] says, for every segment."""
@@ -183,6 +184,17 @@ class RunSettings:
             raise ValueError(
                 f"base.keep needs split.by = 'global_time', got {self.split.by!r}: with cuts of "
                 "each user's own nobody can tell what an earlier base was trained on"
+            )
+        is_pretrained = self.base.saved is None and self.base.import_users is None
+        if (
+            is_pretrained
+            and self.log.contract.declined == "keep"
+            and self.base.factorisation.loss != "bce"
+        ):
+            raise ValueError(
+                "log.contract.declined = 'keep' keeps rows that pretraining takes with "
+                f"base.factorisation.loss = 'bce' alone, got {self.base.factorisation.loss!r}: "
+                "give that loss, or log.contract.declined = 'drop'"
             )
         if self.log.windows is not None and self.split.k_core:
             raise ValueError("k_core is taken of one log before it is cut, not of log.windows")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from .run import LogSettings, RunSettings
 from .settings import flat, json_schema, load, places, resolved
@@ -24,7 +24,8 @@ DEFAULT: Final = "default"
 WIDTH: Final = 100
 BEGIN: Final = """\
 # The settings of a run: save this as run.toml, and name your log in [log].
-# A line that begins with `#` and a key says the default; take the `#` away to change it.
+# A line that begins with `#` and a key says its default, or one that it may have, `# e.g.`, where
+# the key is not set; take the `#` away to change it.
 """
 
 
@@ -62,18 +63,28 @@ def as_toml(found: Shown, explain: bool) -> str:
         explain: Say above each what it means.
     """
 
-    def line(key: str, value: object) -> str:
-        return f"{key.rpartition('.')[2]} = {toml(value)}  # {_inert(found.sources[key])}"
+    def line(key: str, value: object, hint: object) -> str:
+        name = key.rpartition(".")[2]
+        # TOML has no word for it.
+        if value is None:
+            return f"# {name} is not set"
+        return f"{name} = {toml(value)}  # {_inert(found.sources[key])}"
 
     return "\n".join(_table(found.settings, resolved(found.settings), line, explain)) + "\n"
 
 
 def starting_point() -> str:
-    """A settings file for a new run: all sections, meanings and defaults, these commented out."""
+    """A settings file for a new run: all sections, meanings and defaults, these commented out.
+
+    A key that has no default has an example, in a comment too.
+    """
     settings = beginning().settings
 
-    def line(key: str, value: object) -> str:
-        said = f"{key.rpartition('.')[2]} = {toml(value)}"
+    def line(key: str, value: object, hint: object) -> str:
+        name = key.rpartition(".")[2]
+        if value is None:
+            return f"#{name} = {toml(_example(hint))}  # e.g."
+        said = f"{name} = {toml(value)}"
         return said if key == "log.files" else f"#{said}"
 
     return "\n".join([BEGIN, *_table(settings, resolved(settings), line, explain=True)]) + "\n"
@@ -140,12 +151,12 @@ def _key(name: str) -> str:
 def _table(
     settings: Any,
     plain: Mapping[str, Any],
-    line: Callable[[str, object], str],
+    line: Callable[[str, object, object], str],
     explain: bool,
     path: tuple[str, ...] = (),
 ) -> Iterator[str]:
     """The lines of a section: its keys, and after them the sections that are in it."""
-    texts = meanings(settings.__class__)
+    texts, hints = meanings(settings.__class__), get_type_hints(settings.__class__)
     sections = {name for name in plain if is_dataclass(getattr(settings, name))}
     for name, value in plain.items():
         if name in sections:
@@ -154,8 +165,7 @@ def _table(
             yield from textwrap.wrap(
                 texts.get(name, ""), WIDTH, initial_indent="# ", subsequent_indent="# "
             )
-        # TOML has no word for it.
-        yield f"# {name} is not set" if value is None else line(".".join((*path, name)), value)
+        yield line(".".join((*path, name)), value, hints[name])
     for name in (name for name in plain if name in sections):
         section = getattr(settings, name)
         yield ""
@@ -164,6 +174,20 @@ def _table(
             yield from textwrap.wrap(text, WIDTH, initial_indent="# ", subsequent_indent="# ")
         yield f"[{'.'.join((*path, name))}]"
         yield from _table(section, plain[name], line, explain, (*path, name))
+
+
+def _example(hint: Any) -> object:
+    """A plain value of a type; of an optional one, and of a choice, the first."""
+    parts = get_args(hint)
+    if get_origin(hint) is Literal:
+        return parts[0]
+    if get_origin(hint) is tuple:
+        return [_example(parts[0])]
+    if parts:
+        return _example(parts[0])
+    if is_dataclass(hint):
+        return {name: _example(part) for name, part in get_type_hints(hint).items()}
+    return {Path: "FILE", int: 100, float: 1.0}[hint]
 
 
 def _meant(settings: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, str]]:

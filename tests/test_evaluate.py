@@ -373,6 +373,51 @@ def test_lists_of_another_id_map_are_counted(files: dict[str, Path], tmp_path: P
     assert unknown == lists["item_id"].nunique()
 
 
+def renamed(path: Path, kept: int) -> None:
+    """Call all users but the first few otherwise."""
+    lists = pd.read_parquet(path)
+    others = ~lists["user_id"].isin([f"u{u}" for u in range(kept)])
+    lists.loc[others, "user_id"] = lists["user_id"].str.removeprefix("u")
+    lists.to_parquet(path)
+
+
+def test_lists_of_no_held_out_user_are_refused(files: dict[str, Path], tmp_path: Path) -> None:
+    renamed(files["bad"], kept=0)
+    with pytest.raises(ForeignError) as refused:
+        evaluate_files(
+            {"good": files["good"], "bad": files["bad"]},
+            files["test"],
+            None,
+            EvaluationConfig(),
+            runs=tmp_path / "runs",
+        )
+    assert str(refused.value) == (
+        f"no held-out user has a list: {files['bad']} has, for one, user '0' in segment 'de', and "
+        f"{files['test']} has, for one, user 'u0' in segment 'de'. Are these ids of another kind? "
+        "Name users and segments alike in both files"
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("kept", [29, 30])
+def test_lists_of_few_held_out_users_are_said(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], kept: int
+) -> None:
+    renamed(files["bad"], kept)
+    evaluated = evaluate_files(
+        {"good": files["good"], "bad": files["bad"]},
+        files["test"],
+        None,
+        EvaluationConfig(),
+        runs=tmp_path / "runs",
+    )
+    line = f"{kept} of 60 held-out users have a list in {files['bad']}; the others count as zero"
+    assert capsys.readouterr().err.splitlines().count(line) == (kept < 30)
+    assert (f"{line}." in evaluated.folder.report.read_text()) == (kept < 30)
+    whole = evaluated.tables.means
+    assert whole.loc[whole["model"] == "bad", "users"].max() == 60
+
+
 def test_nothing_new_held_out_is_an_error(files: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="every held-out item of every user is in"):
         evaluate_files(
@@ -395,7 +440,7 @@ def test_the_command_prints_tables_json_and_codes(files: dict[str, Path], tmp_pa
     )
     assert done.returncode == 0, done.stderr
     assert "good: better than bad" in done.stdout and "coverage" in done.stdout
-    required = [*rest, "--json", "--require"]
+    required = [*rest, "--metric", "nDCG", "--json", "--require"]
     done = reclora(
         "evaluate",
         "--recommendations",
@@ -421,7 +466,7 @@ def test_the_command_prints_tables_json_and_codes(files: dict[str, Path], tmp_pa
     for wrong, message in (
         (["evaluate"], "give a settings file, or --recommendations and --holdout"),
         (["evaluate", "--recommendations", good], "give a settings file"),
-        (["evaluate", "--recommendations", good, *rest, "--metric", "ndgc"], "did you mean 'ndcg'"),
+        (["evaluate", "--recommendations", good, *rest, "--metric", "nDGC"], "did you mean 'ndcg'"),
         (["evaluate", *["--recommendations", files["good"]] * 2, *rest], "two lists are called"),
     ):
         done = reclora(*wrong, cwd=tmp_path)

@@ -663,7 +663,11 @@ def test_positives_are_the_distinct_pairs_by_either_side() -> None:
         ({"similarity": "l2"}, "similarity must be one of cosine, dot, got 'l2'"),
         ({"embedding_dim": 0}, "embedding_dim must be at least 1, got 0"),
         ({"epochs": 0}, "epochs must be at least 1"),
-        ({"num_negatives": 0}, "num_negatives must be at least 1, or None for every item, got 0"),
+        (
+            {"num_negatives": 0},
+            "num_negatives must be at least 1, got 0: leave it out for every item; 0 needs "
+            "loss = 'bce' with declined rows",
+        ),
         ({"temperature": 0.0}, "temperature must be a positive number, got 0.0"),
         ({"lr": math.nan}, "lr must be a positive number, got nan"),
         ({"negative_weight": 0.0}, "negative_weight must be a positive number, got 0.0"),

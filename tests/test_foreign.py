@@ -189,6 +189,14 @@ def test_what_cannot_be_read_is_named(
         files({"m": {name: c for name, c in table.items() if c is not None}}, HELD)
 
 
+def test_a_slice_that_is_no_column_is_told_the_near_one(files: Callable[..., Any]) -> None:
+    with pytest.raises(ForeignError, match=r"'device'\]; did you mean 'device'\?") as refused:
+        files({"m": LISTS}, HELD | {"device": ["tv"]}, attributes=("devise",))
+    assert "rename" not in str(refused.value)
+    with pytest.raises(ForeignError, match=r"has no column 'page', it has .*'device'\]$"):
+        files({"m": LISTS}, HELD | {"device": ["tv"]}, attributes=("page",))
+
+
 def test_files_that_are_none_are_named(tmp_path: Path, files: Callable[..., Any]) -> None:
     held = write(tmp_path / "held.parquet", HELD)
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 nothing")

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from reclora.factorisation import FactorisationConfig
+from reclora.interactions import LogContract
 from reclora.pipelines import run
+from reclora.pipelines.base_settings import BaseSettings
 from reclora.pipelines.run import (
     LogSettings,
     RunFolder,
@@ -37,6 +40,17 @@ INPUTS = {"log.parquet": "ab" * 32}
 def test_a_run_that_cannot_be_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RunSettings(LogSettings((Path("log.parquet"),)), **changes)  # type: ignore[arg-type]
+
+
+def test_declined_rows_are_kept_for_a_base_that_is_pretrained_on_them() -> None:
+    log = LogSettings((Path("log.parquet"),), contract=LogContract(min_label=1, declined="keep"))
+    both = "log.contract.declined = 'keep' .*base.factorisation.loss = 'bce' alone, got 'softmax'"
+    with pytest.raises(ValueError, match=both):
+        RunSettings(log)
+    RunSettings(log, base=BaseSettings(FactorisationConfig(loss="bce")))
+    # A base that is there is trained on nothing.
+    RunSettings(log, base=BaseSettings(saved=Path("base")))
+    RunSettings(log, base=BaseSettings(import_users=Path("u"), import_items=Path("i")))
 
 
 def test_the_folders_name_follows_what_decides_the_numbers(tmp_path: Path) -> None:

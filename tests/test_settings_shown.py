@@ -98,7 +98,7 @@ def test_a_new_run_begins_with_all_defaults_in_comments() -> None:
     assert [line for line in text.splitlines() if re.match(r"\w", line)] == [
         'files = ["logs/*.parquet"]'
     ]
-    named: dict[str, Any] = tomllib.loads(re.sub(r"(?m)^#(?=\w+ = )", "", text))
+    named: dict[str, Any] = tomllib.loads(without_comments(text))
     known = keys_of(beginning().settings)
     assert flat(named) == {key: value for key, value in known.items() if value is not None}
     assert max(map(len, text.splitlines())) <= 100
@@ -106,9 +106,48 @@ def test_a_new_run_begins_with_all_defaults_in_comments() -> None:
 
 def test_the_beginning_loads_as_it_is_and_with_its_comments_taken_away(path: Path) -> None:
     text = starting_point()
-    for each in (text, re.sub(r"(?m)^#(?=\w+ = )", "", text)):
+    for each in (text, without_comments(text)):
         path.write_text(each)
         assert load(path, RunSettings) == beginning().settings
+
+
+def without_comments(text: str) -> str:
+    """With the `#` of every default taken away, not those of examples."""
+    return re.sub(r"(?m)^#(?=\w+ = .*$)(?!.*  # e\.g\.$)", "", text)
+
+
+NOT_ALONE = {
+    "windows": "two ways to give the log",
+    "candidates": "evaluation.candidates = 'given'",
+    "import_users": "import_users and import_items go together",
+    "import_items": "import_users and import_items go together",
+    "import_tables": "import_tables needs import_users and import_items",
+}
+"""Keys that need another one, and what they are told."""
+
+
+def test_the_comment_of_any_one_key_may_be_taken_away(path: Path) -> None:
+    lines = starting_point().splitlines()
+    places = [place for place, line in enumerate(lines) if re.match(r"#\w", line)]
+    refused = {}
+    for place in places:
+        changed = [*lines[:place], lines[place][1:], *lines[place + 1 :]]
+        path.write_text("\n".join(changed))
+        # Parsed by itself too: a line is a key and a value.
+        (key,) = tomllib.loads(lines[place][1:])
+        tomllib.loads(path.read_text())
+        try:
+            load(path, RunSettings)
+        except SettingsError as error:
+            refused[key] = str(error)
+    assert refused.keys() == NOT_ALONE.keys()
+    for key, message in NOT_ALONE.items():
+        assert message in refused[key]
+    # Every setting is on such a line, but for the log's files, which are given.
+    named = [line.partition(" = ")[0][1:] for place, line in enumerate(lines) if place in places]
+    known = keys_of(beginning().settings)
+    assert sorted([*named, "files"]) == sorted(key.rpartition(".")[2] for key in known)
+    assert '#time_unit = "s"  # e.g.' in lines and '#saved = "FILE"  # e.g.' in lines
 
 
 def test_json_has_settings_sources_and_meanings(path: Path) -> None:

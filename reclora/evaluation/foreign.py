@@ -67,7 +67,7 @@ def read_foreign(
         model: PlainTable.read(path, ("user_id", "item_id"), ("rank", "score"))
         for model, path in recommendations.items()
     }
-    logs = [PlainTable.read(holdout, ("user_id", "item_id", *attributes), ("timestamp",))]
+    logs = [PlainTable.read(holdout, ("user_id", "item_id"), ("timestamp",), attributes)]
     if seen is not None:
         logs.append(PlainTable.read(seen, ("user_id", "item_id"), ("timestamp",)))
     users, items = (ids_of_all([*files.values(), *logs], name) for name in ("user_id", "item_id"))

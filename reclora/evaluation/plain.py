@@ -34,8 +34,18 @@ class PlainTable:
     table: pa.Table
 
     @classmethod
-    def read(cls, path: Path, required: Sequence[str], optional: Sequence[str] = ()) -> PlainTable:
+    def read(
+        cls,
+        path: Path,
+        required: Sequence[str],
+        optional: Sequence[str] = (),
+        chosen: Sequence[str] = (),
+    ) -> PlainTable:
         """Read the columns that are required, and of the optional ones those that are there.
+
+        Args:
+            chosen: columns whose names are the caller's, not the table's contract: required too,
+                but a near name in the table is what was meant, not one to rename.
 
         Raises:
             ForeignError: it is no Parquet file, has no rows, or lacks a required column or has one
@@ -49,16 +59,20 @@ class PlainTable:
         if not len(table):
             raise ForeignError(f"{path} has no rows")
         for name in table.column_names:
-            if name in (*required, *optional, "segment") and table.column_names.count(name) > 1:
+            if (
+                name in (*required, *optional, *chosen, "segment")
+                and table.column_names.count(name) > 1
+            ):
                 raise ForeignError(f"{path} has the column {name!r} twice; keep one")
-        for name in required:
+        for name in (*required, *chosen):
             if name not in table.column_names:
                 near = difflib.get_close_matches(name, table.column_names, n=1)
-                hint = f"; rename {near[0]!r}" if near else ""
+                remedy = "did you mean {!r}?" if name in chosen else "rename {!r}"
+                hint = "; " + remedy.format(near[0]) if near else ""
                 raise ForeignError(
                     f"{path} has no column {name!r}, it has {table.column_names}{hint}"
                 )
-        wanted = {*required, *optional, "segment"}
+        wanted = {*required, *optional, *chosen, "segment"}
         return cls(path, table.select([n for n in table.column_names if n in wanted]))
 
     def __contains__(self, name: str) -> bool:

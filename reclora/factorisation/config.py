@@ -92,8 +92,8 @@ class FactorisationConfig:
         fewest = 0 if self.loss == "bce" else 1
         if self.num_negatives is not None and self.num_negatives < fewest:
             raise ValueError(
-                f"num_negatives must be at least {fewest}, or None for every item, "
-                f"got {self.num_negatives}"
+                f"num_negatives must be at least {fewest}, got {self.num_negatives}: leave it out "
+                "for every item; 0 needs loss = 'bce' with declined rows"
             )
         if self.loss == "bpr" and self.num_negatives is None:
             raise ValueError(
