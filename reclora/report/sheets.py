@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from csv import QUOTE_NONNUMERIC
 from pathlib import Path
 
 import pandas as pd
 
 from reclora.files import write_text
 
-_RUNS = ("=", "+", "-", "@", "\t", "\r", "\n")
+_RUNS = ("=", "+", "-", "@", "\t", "\r", "\n", "\0")
 
 
 def write_csv(path: Path, frame: pd.DataFrame) -> Path:
@@ -26,7 +27,7 @@ def write_csv(path: Path, frame: pd.DataFrame) -> Path:
         lambda column: column if pd.api.types.is_numeric_dtype(column) else column.map(_inert)
     )
     inert.columns = [_inert(str(name)) for name in frame.columns]
-    write_text(path, inert.to_csv(index=False, lineterminator="\n"))
+    write_text(path, inert.to_csv(index=False, lineterminator="\n", quoting=QUOTE_NONNUMERIC))
     return path
 
 
