@@ -154,7 +154,9 @@ def declining(settings: RunSettings, path: Path) -> RunSettings:
     label = pa.array([float(row % 3 > 0) for row in range(len(table))])
     write_parquet(path, table.append_column("label", label))
     contract = LogContract(min_label=1.0, declined="keep")
-    return replace(settings, log=replace(settings.log, contract=contract))
+    bce = replace(settings.base.factorisation, loss="bce")
+    base = replace(settings.base, factorisation=bce)
+    return replace(settings, log=replace(settings.log, contract=contract), base=base)
 
 
 def said_no(log: Interactions) -> list[tuple[str, str, int]]:

@@ -197,7 +197,7 @@ def test_declined_rows_and_a_loss_without_them_are_refused(tmp_path: Path) -> No
     shown_log(log, 0)
     settings = small_settings(tmp_path, log)
     keep = LogContract(min_label=1.0, declined="keep")
-    with pytest.raises(ValueError, match="take 'bce', or leave the declined rows out"):
+    with pytest.raises(ValueError, match="base.factorisation.loss = 'bce' alone, got 'softmax'"):
         made(replace(settings, log=replace(settings.log, contract=keep)))
     alone = replace(settings.base.factorisation, loss="bce", num_negatives=0)
     with pytest.raises(ValueError, match="keep the rows of the log that were declined"):
