@@ -618,7 +618,7 @@ def test_the_next_log_adapts_the_base_that_is_there(tmp_path: Path) -> None:
     retrain(first)
     log = random_log(tmp_path / "2.parquet", {"a": (0, 1), "b": (0, 1), "c": (0.5, 1)}, rows=1000)
     second = replace(first, log=replace(first.log, files=(log,)))
-    with pytest.raises(SettingsError, match="To adapt that base to this log, set base.saved"):
+    with pytest.raises(SettingsError, match="to adapt it whatever made it, set base.saved"):
         retrain(second)
     before = files_below(first.base_folder)
     kept = replace(second, base=replace(second.base, saved=first.base_folder))
