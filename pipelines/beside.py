@@ -18,6 +18,7 @@ from reclora.files import read_parquet
 from reclora.metrics import DEFINITIONS
 from reclora.report import Report, markdown, write_report
 
+from .records import records
 from .retrain import RELEASED
 from .settings import flat
 
@@ -101,7 +102,7 @@ def summary_of(run: Path) -> Said:
         )
     text = page.with_suffix(".md").read_text(encoding="utf-8")
     facts = {key: about.get(key) for key in ("id", "release", "decisions", "data_quality")}
-    return Said(page, text, facts | {"comparison": _records(table[table["scope"] == "all"])})
+    return Said(page, text, facts | {"comparison": records(table[table["scope"] == "all"])})
 
 
 def beside(first: Path, second: Path) -> Said:
@@ -148,7 +149,7 @@ def beside(first: Path, second: Path) -> Said:
     )
     page = write_report(first / f"beside-{theirs.about['id']}.html", report)
     facts = {"id": report.run, "beside": theirs.about["id"], "data_quality": quality}
-    facts |= {"settings": differing, "comparison": _records(lifts)}
+    facts |= {"settings": differing, "comparison": records(lifts)}
     return Said(page, markdown(report), facts)
 
 
@@ -171,11 +172,6 @@ def _refuse_other_rows(ours: Finished, theirs: Finished) -> None:
             "that their test rows differ: run both on one log; two releases on the newer log are "
             "`reclora evaluate run.toml --release 1 --release 2`"
         )
-
-
-def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """By way of pandas, which writes numpy's numbers, and null for NaN and infinity."""
-    return list(json.loads(table.to_json(orient="records", double_precision=15)))
 
 
 def _common(ours: Finished, theirs: Finished) -> tuple[pd.DataFrame, dict[str, int]]:

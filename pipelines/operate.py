@@ -9,11 +9,13 @@ import getpass
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from json import dumps, loads
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from .records import records
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,7 +139,7 @@ def diff(
         raise typer.BadParameter(f"release {newer.number} is the first; there is nothing below it")
     table = opened.diff(older, newer)
     if json:
-        rows = loads(table.to_json(orient="records", double_precision=15))
+        rows = records(table)
         typer.echo(_as_json({"before": older, "after": newer.number, "segments": rows}))
         return
     for line in _differences(table):

@@ -79,11 +79,10 @@ def check_earlier(settings: RunSettings, whole: Windows) -> None:
         SettingsError: reclora pretrained it on rows from the train window's first moment on, or
             the cuts are each user's own, so that no moment tells.
     """
-    folder = settings.base.saved or settings.base_folder
-    about = read_provenance(folder)
     if settings.base.saved is None and not settings.base.keep:
         return
-    last = about.get("last_moment")
+    folder = settings.base.saved or settings.base_folder
+    last = read_provenance(folder).get("last_moment")
     first = int(whole.train.timestamps.min())
     if last is None:
         return

@@ -21,6 +21,7 @@ from .contenders import SUBJECT
 from .evaluated import Evaluated
 from .plan import Planned
 from .prepare import describe
+from .records import records
 from .retrain import Outcome
 from .yardstick import BASE
 
@@ -84,15 +85,8 @@ def outcome_as_json(outcome: Outcome) -> str:
         "release": outcome.release,
         "reused": outcome.was_there,
         "segments": outcome.decisions.counts,
-        "decisions": json.loads(
-            outcome.decisions.table.to_json(orient="records", double_precision=15)
-        ),
-        "comparison": json.loads(
-            read_parquet(folder.comparison)
-            .to_pandas()
-            .query("scope == 'all'")
-            .to_json(orient="records", double_precision=15)
-        ),
+        "decisions": records(outcome.decisions.table),
+        "comparison": records(read_parquet(folder.comparison).to_pandas().query("scope == 'all'")),
     }
     return json.dumps(found, indent=2, allow_nan=False, ensure_ascii=False)
 
@@ -142,11 +136,7 @@ def as_json(evaluated: Evaluated) -> str:
         "baseline": evaluated.baseline or None,
         "verdict": evaluated.verdict,
         "data_quality": dict(evaluated.quality),
-        # By way of pandas, which writes numpy's numbers, and null for NaN and infinity.
-        **{
-            name: json.loads(table.to_json(orient="records", double_precision=15))
-            for name, table in tables.items()
-        },
+        **{name: records(table) for name, table in tables.items()},
     }
     return json.dumps(found, indent=2, allow_nan=False, ensure_ascii=False)
 

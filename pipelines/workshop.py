@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from reclora import batches
 from reclora.adapters import Adapter
 from reclora.bank import AdapterBank
 from reclora.checkpoints import Checkpoint
@@ -171,22 +172,12 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def chunks_of(log: Interactions, chunk_rows: int) -> list[tuple[int, ...]]:
-    """The segments' codes, those of like size together and the largest first, in chunks of at most
-    `chunk_rows` rows, but one segment at least.
-    """
-    sizes = np.diff(log.offsets)
-    chunks: list[list[int]] = [[]]
-    rows = 0
-    for code in np.argsort(-sizes, kind="stable").tolist():
-        if chunks[-1] and rows + sizes[code] > chunk_rows:
-            chunks.append([])
-            rows = 0
-        chunks[-1].append(code)
-        rows += int(sizes[code])
-    if len(chunks) == 1:
+    """The segments' codes in chunks, as `reclora.batches.chunks_of` makes them."""
+    chunks = batches.chunks_of(np.diff(log.offsets), chunk_rows)
+    if len(chunks) <= 1:
         # As the log has them, so that nothing is copied.
         return [tuple(range(log.num_segments))]
-    return [tuple(chunk) for chunk in chunks]
+    return chunks
 
 
 def _joined(trainings: Sequence[Training], given_up: Mapping[str, str]) -> Training:

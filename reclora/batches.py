@@ -125,3 +125,24 @@ def stratified_batches(
                 sampler.own(rows, negative_GJ),
                 mix(step_streams(seeds_S[now], epoch, step)),
             )
+
+
+def chunks_of(sizes_S: NDArray[np.int64], chunk_rows: int) -> list[tuple[int, ...]]:
+    """The codes of segments that train together: those of like size, the largest first, in chunks
+    of at most `chunk_rows` rows, but of one segment at least.
+
+    They follow from the sizes alone, so that whatever a chunk makes, its checkpoints too, is the
+    same however many processes or ranks share the chunks.
+
+    Args:
+        sizes_S: the rows of each segment.
+    """
+    chunks: list[list[int]] = []
+    rows = 0
+    for code in np.argsort(-sizes_S, kind="stable").tolist():
+        if not chunks or rows + sizes_S[code] > chunk_rows:
+            chunks.append([])
+            rows = 0
+        chunks[-1].append(code)
+        rows += int(sizes_S[code])
+    return [tuple(chunk) for chunk in chunks]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import chisquare
 
-from reclora.batches import epoch_order, segment_seeds, stratified_batches
+from reclora.batches import chunks_of, epoch_order, segment_seeds, stratified_batches
 from reclora.counted import segment_seed
 from reclora.interactions import Interactions
 from reclora.negatives import Sampler
@@ -151,3 +151,18 @@ def test_more_negatives_than_items_is_no_error() -> None:
     seen = triples(make_log(BASE, {"a": 3}), np.array([0]), 1, num_negatives=800)
     negatives = seen["a"][0][3]
     assert set(negatives) == set(range(30))  # type: ignore[call-overload]
+
+
+@given(st.lists(st.integers(0, 12), max_size=9), st.integers(1, 20))
+def test_segments_that_train_together_are_of_like_size_and_few_rows(
+    rows: list[int], chunk_rows: int
+) -> None:
+    sizes_S = np.array(rows, dtype=np.int64)
+    chunks = chunks_of(sizes_S, chunk_rows)
+    order = [code for chunk in chunks for code in chunk]
+    assert order == sorted(range(len(rows)), key=lambda code: (-rows[code], code))
+    for at, chunk in enumerate(chunks, 1):
+        total = int(sizes_S[list(chunk)].sum())
+        assert chunk and (len(chunk) == 1 or total <= chunk_rows)
+        # A chunk ends only where the next segment does not fit.
+        assert at == len(chunks) or total + rows[chunks[at][0]] > chunk_rows

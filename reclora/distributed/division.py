@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reclora.batches import segment_seeds
+from reclora.batches import chunks_of, segment_seeds
 from reclora.interactions import Interactions
 from reclora.negatives import Sampler
 from reclora.training import VALIDATION_EPOCH, TrainingConfig
@@ -25,23 +25,16 @@ Codes = tuple[int, ...]
 def divide(sizes_S: NDArray[np.int64], chunk_rows: int, num_ranks: int) -> list[list[Codes]]:
     """The chunks of each rank: every segment is in one of them, on one rank.
 
-    Segments of like size make a chunk, the largest first, of at most `chunk_rows` rows, but of one
-    segment at least, and ranks have about as many rows each (`balanced`).
+    Segments of like size make a chunk (`reclora.batches.chunks_of`), and ranks have about as many
+    rows each (`balanced`).
 
     Args:
         sizes_S: the rows of each segment.
         num_ranks: at least 1; a rank may get nothing.
     """
-    chunks: list[list[int]] = []
-    filled = 0
-    for code in np.argsort(-sizes_S, kind="stable").tolist():
-        if not chunks or filled + sizes_S[code] > chunk_rows:
-            chunks.append([])
-            filled = 0
-        chunks[-1].append(code)
-        filled += int(sizes_S[code])
-    totals = [int(sizes_S[chunk].sum()) for chunk in chunks]
-    return [[tuple(chunks[at]) for at in own] for own in balanced(totals, num_ranks)]
+    chunks = chunks_of(sizes_S, chunk_rows)
+    totals = [int(sizes_S[list(chunk)].sum()) for chunk in chunks]
+    return [[chunks[at] for at in own] for own in balanced(totals, num_ranks)]
 
 
 def balanced(sizes: Sequence[int], num_ranks: int) -> list[list[int]]:

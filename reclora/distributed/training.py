@@ -29,7 +29,7 @@ class TrainedChunk:
 
     codes: Codes
     adapters: list[Adapter]
-    """None where every segment of the chunk that trained is quarantined."""
+    """Empty where every segment of the chunk that trained is quarantined."""
     training: Training
 
 

@@ -1,5 +1,4 @@
 "use strict";
-const ROWS = 50;  // laid out at once; more when asked for
 const MARKS = {better: "▲", worse: "▼", "cannot tell": "○"};
 
 for (const script of document.querySelectorAll("script.figure")) {
@@ -44,7 +43,8 @@ for (const box of document.querySelectorAll(".table")) {
   // The other rows are read when somebody sorts, filters or asks for more.
   let everything = null;
   const all = () => everything ??= first.concat(rest ? JSON.parse(rest.textContent) : []);
-  let chosen = null, shown = ROWS, sorted = -1, falling = false;
+  // As many rows are laid out as the page came with; more when asked for.
+  let chosen = null, shown = first.length, sorted = -1, falling = false;
 
   function cell(value, column) {
     const td = document.createElement("td");
@@ -96,12 +96,12 @@ for (const box of document.querySelectorAll(".table")) {
     tools.className = "tools";
     search = tools.appendChild(document.createElement("input"));
     Object.assign(search, {type: "search", placeholder: "filter", ariaLabel: "Filter " + table.ariaLabel});
-    search.addEventListener("input", () => { shown = ROWS; choose(); });
+    search.addEventListener("input", () => { shown = first.length; choose(); });
     if (first.some((values) => values.some((value) => value in MARKS))) {
       select = tools.appendChild(document.createElement("select"));
       select.ariaLabel = "Verdict";
       for (const word of ["", ...Object.keys(MARKS)]) select.append(new Option(word || "any verdict", word));
-      select.addEventListener("change", () => { shown = ROWS; choose(); });
+      select.addEventListener("change", () => { shown = first.length; choose(); });
     }
     if (more) tools.append(more);
     box.prepend(tools);

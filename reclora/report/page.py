@@ -94,7 +94,7 @@ def _template() -> jinja2.Template:
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     environment.filters |= {"signed": signed, "script_hash": _script_hash}
-    environment.globals |= {"interval": interval, "percent": percent, "metric_at": metric_at}
+    environment.globals |= {"interval": interval, "percent": percent}
     return environment.get_template("page.html.j2")
 
 
