@@ -38,7 +38,6 @@ from reclora.evaluation import (
     measure_slice,
     measure_stages,
     probabilities,
-    recommend,
     user_log_likelihoods,
 )
 from reclora.files import write_parquet, write_parquet_parts
@@ -47,6 +46,7 @@ from reclora.metrics import CONVENTIONS
 from reclora.ranking import PairScorer, Scorer
 
 from .kept import Kept, What
+from .ranks import is_first
 
 TABLES = RESULTS, LISTS, CATALOGUE, CONVENTIONS_OF, LABELS = (
     "results",
@@ -121,20 +121,21 @@ class Assessment:
                 segment.
             OSError: lists or tables cannot be kept.
         """
-        stages = recommend(
+        stages = self.kept.recommend(
             self.yardstick.held_out,
             scorer_of,
+            *("test", model, seed, of),
             model=model,
             progress=progress,
-            processes=self.kept.processes,
-            kept=self.kept.lists("test", model, seed, of),
         )
-        self._measure(model, seed, of, stages, scorer_of)
+        if is_first():
+            self._measure(model, seed, of, stages, scorer_of)
         return stages[""]
 
     def take(self, model: str, lists: Lists, of: str = "") -> None:
         """Measure lists that were not ranked here; for `of` and OSError see `rank`."""
-        self._measure(model, 0, of, {"": lists}, None)
+        if is_first():
+            self._measure(model, 0, of, {"": lists}, None)
 
     def _measure(
         self,

@@ -27,6 +27,7 @@ import typer
 
 from . import evaluate_cli, operate, recommend_cli, usage
 from .options import Overrides, SettingsFile, command_line, load_run
+from .ranks import is_first, num_ranks
 
 if TYPE_CHECKING:
     pass
@@ -203,6 +204,8 @@ def retrain(
     Example: reclora retrain run.toml
 
     Example: reclora retrain run.toml --only de --dry-run
+
+    Example: torchrun --nproc-per-node 4 --no-python reclora retrain run.toml
     """
     from .plan import plan
     from .retrain import retrain as run_retrain
@@ -219,10 +222,15 @@ def retrain(
             print_plan(planned)
         return
     outcome = run_retrain(loaded, names, resume)
+    if not is_first():
+        return
     if json:
         typer.echo(outcome_as_json(outcome))
     else:
         print_outcome(outcome, None)
+    if num_ranks() > 1:
+        # torchrun takes every code but 0 for a failure, and would start all ranks again.
+        return
     if outcome.decisions.of("quarantined"):
         raise typer.Exit(4)
     if not outcome.decisions.goes_live:
@@ -258,6 +266,11 @@ def main() -> None:
         os.environ["TERM"] = "dumb"
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGINT, _interrupt)
+    verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+    if num_ranks() > 1 and verb != "retrain":
+        if is_first():
+            print(f"only `retrain` runs on several ranks; start {verb} alone", file=sys.stderr)
+        sys.exit(2)
     try:
         if _needs_torch(sys.argv[1:]):
             check_environment()

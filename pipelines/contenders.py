@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from typing import Literal
 
@@ -38,7 +38,6 @@ from reclora.evaluation import (
     RankingJudge,
     headline_of,
     measure,
-    recommend,
 )
 from reclora.interactions import Interactions
 from reclora.ladder import PARENT, TOP, choose_rungs, rungs
@@ -47,6 +46,7 @@ from reclora.training import Training, TrainingConfig
 
 from .held_out import hold_out_some
 from .progress import Step
+from .ranks import recommend
 from .run import (
     EACH_KIND,
     FULL_FINE_TUNE,
@@ -255,17 +255,23 @@ def train_contender(
     parent = ground.parent if contender.has_parent else None
     configs = contender.config
 
-    def bank_of(log: Interactions, codes: NDArray[np.int64]) -> AdapterBank:
+    def bank_of(base: BaseModel, log: Interactions, codes: NDArray[np.int64]) -> AdapterBank:
         own = configs if isinstance(configs, AdapterConfig) else [configs[code] for code in codes]
         start = _fitting(ground.start, log.segment_names, own, parent)
-        return AdapterBank.for_log(ground.base, log, own, seed, parent, start)
+        return AdapterBank.for_log(base, log, own, seed, parent, start)
 
     # Whatever it is called: what is trained for one name is there for the other.
     nameless = asdict(replace(contender, model=""))
     what = [nameless, digest_of(parent), ground.users, sorted(ground.start)]
-    held_out = ground.held_out
     bank, training = ground.workshop.train(
-        what, bank_of, ground.log, config, lambda n: RankingJudge(held_out, n), seed, ground.taken
+        what,
+        bank_of,
+        ground.base,
+        ground.log,
+        config,
+        partial(RankingJudge, ground.held_out),
+        seed,
+        ground.taken,
     )
     quarantined = sorted(training.quarantined)
     return Trained(contender, bank, training, digest(*what, vars(config), seed, quarantined))
@@ -405,7 +411,8 @@ def headline_values(comparing: Ground, trained: Trained) -> pd.DataFrame:
         only,
         trained.scorer_of(),
         model=model,
-        processes=workshop.workers,
+        workers=workshop.workers,
+        shards=workshop.shards,
         kept=workshop.lists(comparing.users, model, trained.fingerprint),
     )
     return measure(only, lists[""], model=model, run="", seed=0)

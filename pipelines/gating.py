@@ -28,7 +28,6 @@ from reclora.evaluation import (
     measure,
     measure_catalogue,
     measure_lists,
-    recommend,
 )
 from reclora.gate import CANDIDATE, LIVE, GateConfig, decide
 from reclora.splits import Windows
@@ -117,13 +116,7 @@ def decide_all(
     only = replace(held_out, segments=tuple(s for s in held_out.segments if s.name in asked))
     only = headline_of(only)
     lists = {
-        model: recommend(
-            only,
-            scorer_of,
-            model=model,
-            processes=kept.processes,
-            kept=kept.lists("gate", model, subject.fingerprint),
-        )[""]
+        model: kept.recommend(only, scorer_of, "gate", model, subject.fingerprint, model=model)[""]
         for model, scorer_of in {CANDIDATE: subject.scorer_of(), LIVE: live, **others}.items()
     }
     results = pd.concat(

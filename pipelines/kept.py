@@ -11,10 +11,13 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from reclora.evaluation import KeptLists
+from reclora.distributed import ShardedBase
+from reclora.evaluation import HeldOut, KeptLists, Lists, ScorerOf
+from reclora.evaluation.lists import Progress
 from reclora.files import make_folder, read_parquet, write_parquet
 from reclora.workers import run_tasks
 
+from . import ranks
 from .run import digest
 
 What = tuple[object, ...]
@@ -32,6 +35,31 @@ class Kept:
 
     folder: Path
     processes: int = 1
+    shards: ShardedBase | None = None
+    """The base on many ranks, where there are many; see `.ranks`."""
+
+    def recommend(
+        self,
+        held_out: HeldOut,
+        scorer_of: ScorerOf,
+        *what: object,
+        model: str,
+        progress: Progress | None = None,
+    ) -> dict[str, Lists]:
+        """The lists of a model by stage, ranked by all hands, and kept by what decides them.
+
+        Raises:
+            ValueError, OSError: as `reclora.evaluation.recommend`.
+        """
+        return ranks.recommend(
+            held_out,
+            scorer_of,
+            model=model,
+            workers=self.processes,
+            shards=self.shards,
+            kept=self.lists(*what),
+            progress=progress,
+        )
 
     def lists(self, *what: object) -> KeptLists:
         """Where the lists of one model are kept."""

@@ -91,7 +91,7 @@ def learn(settings: RunSettings, inputs: Inputs) -> Learned:
         windows.validation,
         windows.before_validation,
         settings.evaluation,
-        Workshop(inputs.folder.training, settings.chunk_rows, settings.workers),
+        Workshop(inputs.folder.training, settings.chunk_rows, settings.workers, inputs.shards),
         parent=live.parent,
         start=live.start,
         candidates=candidates_of(settings, inputs.base.items, windows.train.segment_names),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,7 +19,9 @@ from .alone import alone_in
 from .contenders import SUBJECT, contenders, grid, num_folds, rungs_of
 from .inputs import Inputs
 from .learning import adapt_log
-from .run import RunSettings
+from .ranks import num_ranks
+from .run import FROM_SCRATCH, RunFolder, RunSettings
+from .settings import SettingsError
 from .space import check_space
 from .workshop import chunks_of
 
@@ -28,6 +30,10 @@ from .workshop import chunks_of
 class Planned:
     """What a run would do."""
 
+    run: str
+    """Its id."""
+    reused: bool
+    """It is complete already, and would be reused: nothing would be trained or written."""
     segments: int
     rows: int
     """Of the train window."""
@@ -49,6 +55,21 @@ def plan(settings: RunSettings, only: Sequence[str] = ()) -> Planned:
         check_writable(settings)
         inputs = Inputs.read(settings, only)
     train_log, live = adapt_log(settings, inputs.windows), inputs.live
+    planned = Planned(
+        run=inputs.folder.id,
+        reused=is_done(settings, inputs.folder),
+        segments=train_log.num_segments,
+        rows=len(train_log),
+        begin_with_current=len(live.start),
+        chunks=len(chunks_of(train_log, settings.chunk_rows)),
+        models=(),
+        trainings=0,
+        current=None if live.release is None else live.release.number,
+        quality=inputs.rows_lost,
+        bytes_needed=0,
+    )
+    if planned.reused:
+        return planned
     check_adapter(settings, inputs.base, train_log)
     needed = bytes_needed(settings, inputs.windows)
     check_space(settings.runs, needed)
@@ -61,17 +82,18 @@ def plan(settings: RunSettings, only: Sequence[str] = ()) -> Planned:
     models = tuple(dict.fromkeys(c.model for c in trained))
     searched += len(rungs_of(settings)) * sum(c.model == SUBJECT for c in trained)
     searched *= num_folds(settings, inputs.windows.validation)
-    return Planned(
-        segments=train_log.num_segments,
-        rows=len(train_log),
-        begin_with_current=len(live.start),
-        chunks=len(chunks_of(train_log, settings.chunk_rows)),
-        models=models,
-        trainings=searched + len(models) * len(settings.seeds),
-        current=None if live.release is None else live.release.number,
-        quality=inputs.rows_lost,
-        bytes_needed=needed,
-    )
+    trainings = searched + len(models) * len(settings.seeds)
+    return replace(planned, models=models, trainings=trainings, bytes_needed=needed)
+
+
+def is_done(settings: RunSettings, folder: RunFolder) -> bool:
+    """Whether the run is complete, and the store has what it published: it may have been for
+    another store.
+    """
+    if not folder.is_complete:
+        return False
+    number, store = folder.summary()["release"], AdapterStore(settings.store_folder)
+    return number is None or (number in store.releases() and store.release(number).run == folder.id)
 
 
 def check_writable(settings: RunSettings) -> None:
@@ -80,6 +102,21 @@ def check_writable(settings: RunSettings) -> None:
     """
     if settings.store_folder.exists():
         AdapterStore(settings.store_folder).check_writable()
+
+
+def check_ranks(settings: RunSettings) -> None:
+    """Refuse on many ranks what takes the whole base in one process (SettingsError)."""
+    asked = {
+        'compared = ["from scratch"]': FROM_SCRATCH in settings.compared,
+        "labelled": bool(settings.labelled),
+        "evaluation.retrieve": bool(settings.evaluation.retrieve),
+    }
+    whole = [name for name, is_asked in asked.items() if is_asked]
+    if num_ranks() > 1 and whole:
+        raise SettingsError(
+            f"{' and '.join(whole)}: that needs the whole base in one process, and here are "
+            f"{num_ranks()} ranks, each with a part of it: leave it out, or start one process"
+        )
 
 
 def check_adapter(settings: RunSettings, base: BaseModel, log: Interactions) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,8 +35,9 @@ from .inputs import Inputs, data_quality
 from .kept import Kept
 from .learning import Learned, learn
 from .live import KNOWN_UNTIL
-from .plan import bytes_needed, check_adapter, check_writable
+from .plan import bytes_needed, check_adapter, check_ranks, check_writable
 from .progress import step
+from .ranks import in_turn, is_first, num_ranks, together
 from .reporting import compared, write_run_report
 from .run import FROM_SCRATCH, RunFolder, RunSettings, digest
 from .scratch import SCRATCH, from_scratch
@@ -76,12 +78,16 @@ def retrain(settings: RunSettings, only: Sequence[str] = (), resume: bool = True
         OSError: a file cannot be written, or there is not enough room.
         KeyboardInterrupt: it was told to stop; it can be resumed.
     """
-    with alone_in(settings.folder):
+    if num_ranks() > 1:
+        settings = replace(settings, workers=1)
+    check_ranks(settings)
+    with together(settings.deadline_minutes), _first_alone(settings.folder):
         check_writable(settings)
         inputs = Inputs.read(settings, only)
         folder = inputs.folder
-        if folder.is_complete and _is_published(settings, folder):
-            folder.tidy()
+        if in_turn(lambda: folder.is_complete and _is_published(settings, folder)):
+            if is_first():
+                folder.tidy()
             summary = folder.summary()
             decisions = Decisions(read_parquet(folder.decisions).to_pandas())
             number, store = summary["release"], settings.store_folder
@@ -91,27 +97,40 @@ def retrain(settings: RunSettings, only: Sequence[str] = (), resume: bool = True
         check_space(settings.runs, bytes_needed(settings, inputs.windows) - held)
         # What test cannot measure is refused before anything is published.
         yardstick = yardstick_of(settings, inputs.base, inputs.windows, folder.id)
-        with writing_alone(folder.path):
-            if not resume:
-                folder.forget()
-            folder.begin()
+        with writing_alone(folder.path) if is_first() else nullcontext():
+            if is_first():
+                if not resume:
+                    folder.forget()
+                folder.begin()
+            in_turn(lambda: None)
             return _finish(settings, inputs, yardstick)
+
+
+def _first_alone(folder: Path) -> AbstractContextManager[None]:
+    """Of the ranks of one run the first one keeps other runs out."""
+    return alone_in(folder) if is_first() else nullcontext()
 
 
 def _finish(settings: RunSettings, inputs: Inputs, yardstick: Yardstick) -> Outcome:
     """Train, decide, publish, measure and report."""
     folder = inputs.folder
     learned = learn(settings, inputs)
-    if inputs.published is None:
+    release = inputs.published
+    if release is None:
         with step("the gate: candidates against what is live") as progress:
             decisions = _decide(settings, inputs, learned)
             progress(1, 1)
-        folder.event("decided", **decisions.counts)
-        release, decisions = publish(settings, inputs, learned, decisions)
     else:
         # What was decided is live: a segment whose worker had been killed then may have an adapter
         # now, and is not decided on again.
-        release, decisions = inputs.published, _decided_before(settings, inputs.published)
+        decisions = _decided_before(settings, release)
+    if not is_first():
+        # The others help to rank; the first one publishes, measures and writes.
+        measure(settings, inputs, learned, decisions, yardstick)
+        return Outcome(folder, settings.store_folder, None, decisions, False, settings.gate.canary)
+    if release is None:
+        folder.event("decided", **decisions.counts)
+        release, decisions = publish(settings, inputs, learned, decisions)
     write_table(folder.decisions, decisions.table)
     number = None if release is None else release.number
     folder.event("published", release=number)
@@ -162,7 +181,7 @@ def _decide(settings: RunSettings, inputs: Inputs, learned: Learned) -> Decision
         set(inputs.live.start),
         settings.gate,
         learned.parent_helped,
-        _kept(settings, inputs.folder),
+        _kept(settings, inputs),
     ).with_absent(inputs.absent)
 
 
@@ -243,7 +262,7 @@ def measure(
         OSError: what is measured cannot be kept.
     """
     base, windows, folder, live = inputs.base, inputs.windows, inputs.folder, inputs.live
-    assessment = Assessment(sliced(yardstick, windows), _kept(settings, folder))
+    assessment = Assessment(sliced(yardstick, windows), _kept(settings, inputs))
     models = untrained(base, windows)
     if live.release is not None:
         models[CURRENT] = live.scorer_of
@@ -302,8 +321,8 @@ def _same(scorer: Scorer) -> ScorerOf:
     return lambda segment: scorer
 
 
-def _kept(settings: RunSettings, folder: RunFolder) -> Kept:
-    return Kept(folder.measuring, settings.workers)
+def _kept(settings: RunSettings, inputs: Inputs) -> Kept:
+    return Kept(inputs.folder.measuring, settings.workers, inputs.shards)
 
 
 def _is_published(settings: RunSettings, folder: RunFolder) -> bool:

@@ -27,6 +27,7 @@ from reclora.training import TrainingConfig
 
 from .base_settings import BaseSettings
 from .figures import FIGURES
+from .ranks import is_first
 from .settings import resolved
 
 
@@ -155,6 +156,10 @@ class RunSettings:
     labelled: tuple[Path, ...] = ()
     """Parquet with user_id, item_id, label, and perhaps segment and timestamp: rows of the test
     window, taken and not taken, that the models' scores are held against."""
+    deadline_minutes: float = 60.0
+    """Under torchrun: how long a rank waits for another before it takes it for hung, and all are
+    ended; longer than a chunk of segments takes to train, and than the first rank takes to prepare
+    the log and to pretrain."""
     threads: int = 1
     """Threads of torch. Steps are small and gain little by more; results may change their last
     digits with it."""
@@ -170,6 +175,10 @@ class RunSettings:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         check_half_life(self.half_life)
+        if not 0 < self.deadline_minutes < 1e6:
+            raise ValueError(
+                f"deadline_minutes must be a positive number, got {self.deadline_minutes}"
+            )
         if self.workers > 1 and self.threads > 1:
             raise ValueError("several workers have one thread each: set threads = 1")
         if len(set(self.compared)) < len(self.compared):
@@ -264,7 +273,15 @@ def git_commit() -> str | None:
     return commit + ("+" if changes else "")
 
 
-NOT_DECIDING = ("folder", "runs", "author", "repeat", "workers", "tracking")
+NOT_DECIDING = (
+    "folder",
+    "runs",
+    "author",
+    "repeat",
+    "workers",
+    "deadline_minutes",
+    "tracking",
+)
 """Settings that change no number of a run. What a store in `folder` holds does: `began_from`."""
 
 
@@ -376,7 +393,11 @@ class RunFolder:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def event(self, what: str, **facts: object) -> None:
-        """Append one line to `events.jsonl`: what happened, and seconds since the beginning."""
+        """Append one line to `events.jsonl`: what happened, and seconds since the beginning. Of
+        many ranks the first one does.
+        """
+        if not is_first():
+            return
         line = {"event": what, "seconds": round(time.monotonic() - self._began, 3), **facts}
         with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, default=str) + "\n")

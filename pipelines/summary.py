@@ -101,6 +101,12 @@ def print_plan(planned: Planned) -> None:
         f"{planned.chunks:,}; {current}, segments that begin with its adapters: "
         f"{planned.begin_with_current:,}"
     )
+    if planned.reused:
+        print(
+            f"{planned.run} is complete already, with the same log, settings and versions: it "
+            "would be reused, and nothing trained"
+        )
+        return
     print(f"{planned.trainings:,} trainings of: {', '.join(planned.models)}")
     print(f"about {planned.bytes_needed:,} bytes are needed; nothing was trained")
 

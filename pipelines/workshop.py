@@ -6,10 +6,12 @@ was broken, they end with the same bytes. A chunk that is done is not trained ag
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -21,17 +23,22 @@ from numpy.typing import NDArray
 from reclora import batches
 from reclora.adapters import Adapter
 from reclora.bank import AdapterBank
+from reclora.base import BaseModel
 from reclora.checkpoints import Checkpoint
+from reclora.distributed import Rounds, ShardedBase, recommend_here, rows_of_training
+from reclora.distributed.division import balanced
 from reclora.early_stopping import Judge
-from reclora.evaluation import KeptLists
+from reclora.evaluation import HeldOut, KeptLists, Lists, Ranking, ScorerOf, recommend
 from reclora.interactions import Interactions
 from reclora.training import Training, TrainingConfig, TrainingError, train
 from reclora.workers import Finished, run_tasks
 
 from .run import digest
 
-BankOf = Callable[[Interactions, NDArray[np.int64]], AdapterBank]
-"""(the log of some segments, their codes) -> a bank for them."""
+BankOf = Callable[[BaseModel, Interactions, NDArray[np.int64]], AdapterBank]
+"""(the base or a part of it, the log of some segments, their codes) -> a bank for them."""
+
+JudgeOf = Callable[[Ranking], Judge]
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,8 @@ class Workshop:
     chunk_rows: int = 200_000
     """Rows of the log in a chunk, at most, but one segment at least."""
     workers: int = 1
+    shards: ShardedBase | None = None
+    """The base on many ranks, where there are many: then each trains its own chunks."""
 
     def lists(self, *what: object) -> KeptLists | None:
         """Where the lists of what was trained are kept; None keeps nothing."""
@@ -52,37 +61,46 @@ class Workshop:
         self,
         what: object,
         bank_of: BankOf,
+        base: BaseModel,
         log: Interactions,
         config: TrainingConfig,
-        judge_of: Callable[[int], Judge],
+        judge_of: JudgeOf,
         seed: int,
         taken: Interactions | None = None,
     ) -> tuple[AdapterBank, Training]:
         """Train a bank for the segments of a log.
 
         Args:
+            base: of many ranks, the base without a row of its tables.
+            judge_of: who ranks -> the judge.
             taken: as `train` has it; it follows from the run's log, as `log` does.
-            judge_of: how many processes it may have -> the judge.
             what: whose training it is, JSON-able: everything that decides its numbers beside `log`,
                 `config` and `seed`.
 
         Raises:
             TrainingError: every segment that trained is quarantined.
             OSError: a checkpoint cannot be written.
+            DistributedError: ranks do not see each other's checkpoints.
         """
         name = digest(what, vars(config), seed)
         chunks = chunks_of(log, self.chunk_rows)
+        if self.shards is not None:
+            self._train_own(name, chunks, bank_of, log, config, judge_of, seed, taken)
         # Chunks share the processes among them; a chunk that is alone has all of them.
-        judge = judge_of(self.workers if len(chunks) == 1 else 1)
+        processes = self.workers if len(chunks) == 1 else 1
 
+        def here(held_out: HeldOut, scorer_of: ScorerOf) -> Lists:
+            return recommend(held_out, scorer_of, model="", processes=processes)[""]
+
+        judge = judge_of(here)
         if len(chunks) == 1:
-            return self._fitting(name, chunks[0], bank_of, log, config, judge, seed, taken)
+            return self._fitting(name, chunks[0], bank_of, base, log, config, judge, seed, taken)
 
         def trained(codes: tuple[int, ...]) -> tuple[AdapterBank | None, Training]:
             try:
                 before = None if taken is None else taken.part(codes)
                 part = log.part(codes)
-                return self._fitting(name, codes, bank_of, part, config, judge, seed, before)
+                return self._fitting(name, codes, bank_of, base, part, config, judge, seed, before)
             except TrainingError as error:
                 # All of it is quarantined, and fresh numbers change nothing: there is none to take.
                 return None, error.training
@@ -90,7 +108,7 @@ class Workshop:
         finished = Finished(done=list(chunks))
         if self.workers > 1 and self.folder is not None:
             finished = run_tasks(chunks, lambda codes: trained(codes) and None, self.workers)
-        bank = bank_of(log, np.arange(log.num_segments))
+        bank = bank_of(base, log, np.arange(log.num_segments))
         trainings, is_left = list[Training](), False
         # What failed in a worker is trained again here, for its error.
         for codes in sorted((*finished.done, *finished.failed)):
@@ -106,11 +124,41 @@ class Workshop:
             raise TrainingError(f"no segment is left to train: {name!r}: {why}", training)
         return bank, training
 
+    def _train_own(
+        self,
+        name: str,
+        chunks: Sequence[tuple[int, ...]],
+        bank_of: BankOf,
+        log: Interactions,
+        config: TrainingConfig,
+        judge_of: JudgeOf,
+        seed: int,
+        taken: Interactions | None,
+    ) -> None:
+        """Train this rank's chunks while the others train theirs; then all are on the disk, those
+        too of which nothing is left.
+        """
+        assert self.shards is not None
+        rounds = Rounds(self.shards)
+        judge = judge_of(partial(recommend_here, rounds))
+        sizes = np.diff(log.offsets)
+        rows = [int(sizes[list(codes)].sum()) for codes in chunks]
+        for at in balanced(rows, self.shards.num_ranks)[self.shards.rank]:
+            codes = chunks[at]
+            part = log if len(chunks) == 1 else log.part(codes)
+            before = taken if taken is None or len(chunks) == 1 else taken.part(codes)
+            base = rounds.part(*rows_of_training(part, None, config, seed))
+            # What has failed tells why where all are taken up.
+            with contextlib.suppress(TrainingError):
+                self._fitting(name, codes, bank_of, base, part, config, judge, seed, before)
+        rounds.stand_by()
+
     def _fitting(
         self,
         name: str,
         codes: tuple[int, ...],
         bank_of: BankOf,
+        base: BaseModel,
         part: Interactions,
         config: TrainingConfig,
         judge: Judge,
@@ -130,7 +178,7 @@ class Workshop:
             if at is not None and at.is_there():
                 config = replace(config, step_rows=halved)
         while True:
-            bank = bank_of(part, np.array(codes))
+            bank = bank_of(base, part, np.array(codes))
             own = config
             if not any(delta.kind in ("rows", "basis") for _, delta in bank.deltas()):
                 # The full fine-tune and the low rungs have no row factor to drop from.

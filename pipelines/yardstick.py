@@ -60,7 +60,7 @@ def yardstick_of(
         run=run,
         held_out=held_out,
         users=base.users,
-        features_NF=base.item_table.materialised().numpy(),
+        features_NF=base.item_table.materialised().numpy() if base.item_table.is_whole else None,
         current=lists,
         labelled=labelled,
         labelled_unknown=unknown,

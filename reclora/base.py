@@ -27,7 +27,7 @@ from torch import Tensor
 
 from reclora.files import atomic_write, fsync, make_folder, temporary_path, write_text
 from reclora.interactions import IdMap
-from reclora.scoring import CatalogueScorer
+from reclora.scoring import CatalogueScorer, RemoteScorer
 from reclora.tables import BaseError, Table
 from reclora.tower import Tower
 
@@ -155,8 +155,10 @@ class BaseModel:
             item_bias=replace(self.item_bias, num_rows=len(items)),
         )
 
-    def scorer(self) -> CatalogueScorer:
+    def scorer(self) -> CatalogueScorer | RemoteScorer:
         """Scores of all items for users, by the frozen base alone."""
+        if not self.item_table.is_whole:
+            return RemoteScorer(None, self.item_table.num_rows)
         return CatalogueScorer(
             self.user_table.lookup,
             self.item_table.materialised(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,6 +13,30 @@ from reclora.tower import Layer, all_scores, paired_scores
 ALL = slice(None)
 PAIR_BYTES = 64 << 20
 """How much memory the tower may take at once for (user, item) pairs."""
+
+
+@dataclass(frozen=True)
+class RemoteScorer:
+    """The scores of a catalogue of which this process has a part at the most: it says whose they
+    are, for `reclora.distributed.recommend_sharded`, and gives none itself.
+
+    Args:
+        adapter: an `Adapter` of a base whose tables lie elsewhere; None is the base alone.
+    """
+
+    adapter: object
+    num_items: int
+
+    def scores(self, user_rows_B: Tensor, items: slice = ALL) -> Tensor:
+        """Refused.
+
+        Raises:
+            IndexError: always.
+        """
+        raise IndexError(
+            f"the scores of {self.num_items:,} items were asked for, whose vectors are not all "
+            "here: rank with `reclora.distributed.recommend_sharded`"
+        )
 
 
 class CatalogueScorer:

@@ -57,6 +57,11 @@ class Table:
     def embedding_dim(self) -> int:
         return self.weight_ND.shape[1]
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether all its rows are here."""
+        return True
+
     def lookup(self, rows: Tensor) -> Tensor:
         """The vectors of `rows`, any shape; returns that shape plus (D,).
 

@@ -37,7 +37,6 @@ from reclora.distributed import (
     Request,
     ShardedBase,
     divide,
-    gathered,
     load_adapters,
     rank_sharded,
     recommend_sharded,
@@ -47,7 +46,7 @@ from reclora.distributed import (
 )
 from reclora.distributed.parts import PartRows
 from reclora.distributed.training import TrainedChunk
-from reclora.evaluation import EvaluationConfig, HeldOut, evaluate, hold_out, measure
+from reclora.evaluation import EvaluationConfig, HeldOut, KeptLists, evaluate, hold_out, measure
 from reclora.interactions import Interactions
 from reclora.ranking import RankedLists, Scorer, UserItems, rank
 from reclora.store.reading import StoreError
@@ -147,15 +146,10 @@ def be_rank(number: int, world: int, folder: Path) -> None:
     requests = [
         request_of(adapters[name], at, slice(number, None, world)) for at, name in enumerate(SIZES)
     ]
-    lists = rank_sharded(base, requests, K)
-    whole = gathered(base, RankedLists(*map(torch.cat, zip(*map(both, lists), strict=True))))
-    assert (whole is None) == (number > 0)
-    if whole is not None:
-        save_file(dict(zip(("items", "scores"), both(whole), strict=True)), own / "lists")
-    table = evaluated(base, adapters)
-    assert (table is None) == (number > 0)
-    if table is not None:
-        table.to_parquet(own / "results.parquet")
+    lists = map(both, rank_sharded(base, requests, K))
+    items, scores = map(torch.cat, zip(*lists, strict=True))
+    save_file({"items": items, "scores": scores}, own / "lists")
+    evaluated(base, adapters, folder / f"kept-{world}").to_parquet(own / "results.parquet")
     now = {f"{name} {first}": rows for name, first, rows in base.local_rows()}
     about = {
         "unchanged": shards.keys() == now.keys()
@@ -239,12 +233,18 @@ def adapter_of(adapters: dict[str, Adapter]) -> Callable[[str], Adapter | None]:
     return lambda name: None if name == "e" else adapters[name]
 
 
-def evaluated(base: ShardedBase, adapters: dict[str, Adapter]) -> pd.DataFrame | None:
-    held_out = held_out_of(base.without_rows)
-    lists = recommend_sharded(base, held_out, adapter_of(adapters))
-    if lists is None:
-        return None
+def evaluated(base: ShardedBase, adapters: dict[str, Adapter], kept: Path) -> pd.DataFrame:
+    held_out, of = held_out_of(base.without_rows), adapter_of(adapters)
+    lists = recommend_sharded(
+        base, held_out, lambda name: scorer_of(base.without_rows, of(name)), KeptLists(kept, "a")
+    )
     return measure(held_out, lists, model="adapters", run="r", seed=0)
+
+
+def scorer_of(base: BaseModel, adapter: Adapter | None) -> Scorer:
+    if adapter is None:
+        return base.scorer()
+    return AdapterBank.of(base, [adapter]).scorer(adapter.segment)
 
 
 def refusal(base: ShardedBase) -> str:
@@ -268,7 +268,8 @@ def two_stages(base: ShardedBase) -> str:
     held_out = held_out_of(base.without_rows)
     staged = replace(held_out, config=replace(held_out.config, retrieve=50))
     with pytest.raises(ValueError) as told:
-        recommend_sharded(base, staged, lambda name: None)
+        frozen = base.without_rows.scorer()
+        recommend_sharded(base, staged, lambda name: frozen, KeptLists(Path("none"), ""))
     return str(told.value)
 
 
@@ -446,25 +447,26 @@ def test_lists_are_those_of_the_whole_catalogue(
     folder: Path, lists: list[RankedLists], world: int
 ) -> None:
     """Item for item, with the same scores but for a last bit; of each rank one after the other."""
-    found = load_file(folder / f"{world}-0" / "lists")
     assert (lists[3].item_rows_UK < 0).any(), "some users have fewer candidates than places"
-    start = 0
     for number in range(world):
+        found = load_file(folder / f"{world}-{number}" / "lists")
+        start = 0
         for whole in lists:
             items, scores = (of[number::world] for of in both(whole))
             stop = start + len(items)
             assert torch.equal(found["items"][start:stop], items)
             torch.testing.assert_close(found["scores"][start:stop], scores, rtol=1e-6, atol=1e-6)
             start = stop
-    assert start == len(found["items"])
+        assert start == len(found["items"])
 
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_results_are_those_of_the_whole(
     folder: Path, base: BaseModel, whole: pd.DataFrame, world: int
 ) -> None:
-    found = pd.read_parquet(folder / f"{world}-0" / "results.parquet")
-    pd.testing.assert_frame_equal(found, whole, check_categorical=False)
+    for number in range(world):
+        found = pd.read_parquet(folder / f"{world}-{number}" / "results.parquet")
+        pd.testing.assert_frame_equal(found, whole, check_categorical=False)
     assert whole["value"].max() > 0
 
 
@@ -472,12 +474,10 @@ def test_results_are_those_of_the_whole(
 def whole(folder: Path, base: BaseModel) -> pd.DataFrame:
     """What `evaluate` finds in one process."""
     of = adapter_of(load_adapters(folder / f"adapters-{WORLDS[0]}", [*SIZES]))
-
-    def scorer_of(name: str) -> Scorer:
-        adapter = of(name)
-        return base.scorer() if adapter is None else AdapterBank.of(base, [adapter]).scorer(name)
-
-    return evaluate(held_out_of(base), scorer_of, model="adapters", run="r", seed=0)
+    held_out = held_out_of(base)
+    return evaluate(
+        held_out, lambda name: scorer_of(base, of(name)), model="adapters", run="r", seed=0
+    )
 
 
 def test_what_ranks_refuse(folder: Path) -> None:
@@ -488,7 +488,7 @@ def test_what_ranks_refuse(folder: Path) -> None:
             assert below == "rows must be at least 0, got -1"
             assert (other == "") == (world == 1)
             if world > 1:
-                assert "different bases" in other
+                assert "the ranks have different bases" in other
 
 
 # In one process.

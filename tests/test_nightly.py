@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,7 +35,7 @@ from reclora.pipelines.alone import OWNER, Busy, alone_in
 from reclora.pipelines.plan import plan
 from reclora.pipelines.retrain import Outcome, retrain
 from reclora.pipelines.run import RunSettings, Search
-from reclora.pipelines.settings import SettingsError
+from reclora.pipelines.settings import SettingsError, load
 from reclora.pipelines.workshop import Workshop, chunks_of
 from reclora.splits import SplitConfig
 from reclora.store import AdapterStore
@@ -337,8 +338,8 @@ def test_a_chunk_of_which_nothing_is_left_says_why(tmp_path: Path, workers: int)
     spoilt = BaseModel.of(base.users, base.items, users, items, bias, None)
 
     def trained(model: BaseModel, folder: str) -> tuple[AdapterBank, Training]:
-        def bank_of(part: Interactions, codes: object) -> AdapterBank:
-            return AdapterBank.for_log(model, part, KINDS["bias"])
+        def bank_of(base: BaseModel, part: Interactions, codes: object) -> AdapterBank:
+            return AdapterBank.for_log(base, part, KINDS["bias"])
 
         def judge(bank: AdapterBank, segments: NDArray[np.int64]) -> NDArray[np.float64]:
             return asked.pop(0) + np.zeros(len(segments))
@@ -346,7 +347,7 @@ def test_a_chunk_of_which_nothing_is_left_says_why(tmp_path: Path, workers: int)
         asked = [float(n) for n in range(100)]
         config = TrainingConfig(epochs=2, batch_rows=4, num_negatives=8)
         shop = Workshop(tmp_path / folder, chunk_rows=1, workers=workers)
-        return shop.train(folder, bank_of, log, config, lambda n: judge, 0)
+        return shop.train(folder, bank_of, model, log, config, lambda ranking: judge, 0)
 
     bank, training = trained(spoilt, "spoilt")
     assert list(training.quarantined) == ["poisoned"]
@@ -375,17 +376,18 @@ base = make_base(num_items=2000)
 names = {f"s{n}": 40 for n in range(64)}
 log = make_log(base, names)
 config = TrainingConfig(epochs=1, batch_rows=64, num_negatives=8000, step_rows=int(sys.argv[1]))
-def bank_of(part, codes):
+def bank_of(base, part, codes):
     return AdapterBank.for_log(base, part, KINDS["bias"])
 judge = lambda bank, segments: np.ones(len(segments))
-Workshop().train("warm", bank_of, log, replace(config, num_negatives=8), lambda n: judge, 0)
+judge_of = lambda ranking: judge
+Workshop().train("warm", bank_of, base, log, replace(config, num_negatives=8), judge_of, 0)
 with open("/proc/self/statm") as file:
     used = int(file.read().split()[0]) * resource.getpagesize()
 limit = used + int(sys.argv[2]) * 2**20
 workshop = Workshop(Path(sys.argv[3]))
 for most in (limit, resource.RLIM_INFINITY):
     resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
-    bank, training = workshop.train("it", bank_of, log, config, lambda n: judge, 0)
+    bank, training = workshop.train("it", bank_of, base, log, config, judge_of, 0)
     print(training.steps)
 """
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
@@ -453,7 +455,27 @@ def test_a_dry_run_changes_nothing(tmp_path: Path, base: Path) -> None:
     assert "nothing was trained" in done.stdout and "nothing is live" in done.stdout
     assert not settings.store_folder.exists() and not settings.runs.exists()
     as_json = reclora("retrain", toml, "--dry-run", "--json", cwd=tmp_path)
-    assert json.loads(as_json.stdout)["models"] == ["pooled adapter", "per-segment adapters"]
+    found = json.loads(as_json.stdout)
+    assert found["models"] == ["pooled adapter", "per-segment adapters"] and not found["reused"]
+
+
+def test_a_dry_run_of_a_complete_run_says_that_it_is_reused(tmp_path: Path, base: Path) -> None:
+    toml = write_toml(tmp_path / "run.toml", nightly(tmp_path, base))
+    settings = load(toml, RunSettings)
+    outcome = retrain(settings)
+    planned = plan(settings)
+    assert planned.reused and planned.run == outcome.folder.id
+    assert (planned.models, planned.trainings, planned.bytes_needed) == ((), 0, 0)
+    assert retrain(settings).was_there, "as it said"
+    done = reclora("retrain", toml, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == (
+        f"{planned.run} is complete already, with the same log, settings and versions: it would be "
+        "reused, and nothing trained"
+    )
+    # What it published is in the store; where that is another one, it is not done.
+    shutil.rmtree(settings.store_folder)
+    assert not plan(settings).reused
 
 
 def test_a_gate_that_lets_nothing_pass_is_exit_code_5(tmp_path: Path, base: Path) -> None:

@@ -46,7 +46,7 @@ FLOORS = (
         "store",
         "interchange",
     ),
-    ("evaluation", "comparison", "gate", "distributed"),
+    ("evaluation", "comparison", "gate", "distributed", "truncation"),
     ("report",),
     ("pipelines", "datasets"),
 )
@@ -69,6 +69,7 @@ TESTED_IN = {
     "reclora.distributed.parts": "test_distributed",
     "reclora.distributed.ranking": "test_distributed",
     "reclora.distributed.recommending": "test_distributed",
+    "reclora.distributed.rounds": "test_distributed",
     "reclora.distributed.saved": "test_distributed",
     "reclora.distributed.shards": "test_distributed",
     "reclora.distributed.training": "test_distributed",

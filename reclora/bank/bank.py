@@ -39,7 +39,7 @@ from reclora.deltas import (
 )
 from reclora.interactions import Interactions
 from reclora.notebook import as_html
-from reclora.scoring import CatalogueScorer
+from reclora.scoring import CatalogueScorer, RemoteScorer
 from reclora.stacks import AdapterStack
 from reclora.tables import Table
 from reclora.tower import Layer, Tower
@@ -326,9 +326,11 @@ class AdapterBank(nn.Module):
         )
 
     @torch.no_grad()
-    def scorer(self, segment: str) -> CatalogueScorer:
+    def scorer(self, segment: str) -> CatalogueScorer | RemoteScorer:
         """Scores of all items for users of a segment; only the item side is materialised."""
         code = self.code(segment)
+        if not self.base.item_table.is_whole:
+            return RemoteScorer(self.adapter(segment), self.base.item_table.num_rows)
         segments_1 = torch.tensor([code])
         return CatalogueScorer(
             lambda rows: self.users(rows.unsqueeze(0), segments_1)[0][0],

@@ -4,6 +4,7 @@
     chunks = divide(sizes, chunk_rows, base.num_ranks)    each rank owns whole segments
     done = train_sharded(base, chunks[base.rank], logs_of, bank_of, config)
     lists = rank_sharded(base, requests, k)               the catalogue passes by, block after block
+    lists = recommend_sharded(base, held_out, ...)        of all users, each ranked by some rank
 
 What a segment trains is its own: no gradient travels. All that ranks say to each other is which
 rows of the frozen tables they need, and TorchRec brings them. So a rank's memory is its share of
@@ -12,8 +13,9 @@ the tables and what its log touches, never a table.
 
 from reclora.distributed.division import divide, rows_of_training
 from reclora.distributed.parts import PartTable
-from reclora.distributed.ranking import Request, gathered, rank_sharded
-from reclora.distributed.recommending import recommend_sharded
+from reclora.distributed.ranking import Request, rank_sharded
+from reclora.distributed.recommending import recommend_here, recommend_sharded
+from reclora.distributed.rounds import Rounds
 from reclora.distributed.saved import load_adapters, save_adapters
 from reclora.distributed.shards import DistributedError, ShardedBase
 from reclora.distributed.training import TrainedChunk, train_sharded
@@ -22,12 +24,13 @@ __all__ = [
     "DistributedError",
     "PartTable",
     "Request",
+    "Rounds",
     "ShardedBase",
     "TrainedChunk",
     "divide",
-    "gathered",
     "load_adapters",
     "rank_sharded",
+    "recommend_here",
     "recommend_sharded",
     "rows_of_training",
     "save_adapters",

@@ -65,6 +65,10 @@ class PartTable(Table):
         """N, without the grown rows."""
         return self.here.num_whole
 
+    @property
+    def is_whole(self) -> bool:
+        return False
+
     def lookup(self, rows: Tensor) -> Tensor:
         """The vectors of `rows`, any shape; returns that shape plus (D,).
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from reclora.adapters import Adapter
@@ -18,6 +17,7 @@ from reclora.bank import AdapterBank
 from reclora.base import BaseModel
 from reclora.configs import AdapterError
 from reclora.distributed.shards import ShardedBase
+from reclora.evaluation import HeldOutSegment
 from reclora.ranking import RankedLists, UserItems, rank
 from reclora.scoring import CatalogueScorer
 
@@ -40,6 +40,12 @@ class Request:
     segment: str = ""
     """What errors call it."""
 
+    @classmethod
+    def of(cls, piece: HeldOutSegment, adapter: Adapter | None) -> Request:
+        """Of the users of a held-out segment, or of a piece of it."""
+        users_U, candidates_N = piece.user_rows_U, piece.candidates_N
+        return cls(adapter, users_U, piece.seen, candidates_N, piece.name)
+
 
 def rank_sharded(base: ShardedBase, requests: Sequence[Request], k: int) -> list[RankedLists]:
     """The k best candidates of each request's users, as `rank` finds them; collective.
@@ -61,7 +67,8 @@ def rank_sharded(base: ShardedBase, requests: Sequence[Request], k: int) -> list
     found = [_nothing_yet(len(request.user_rows_U), k) for request in requests]
     for first in range(0, base.num_items, BLOCK_ITEMS):
         items = torch.arange(first, min(first + BLOCK_ITEMS, base.num_items))
-        block = base.part(nothing, items)
+        # A rank without requests only helps the others.
+        block = base.part(nothing, items if requests else nothing)
         here = replace(users, item_table=block.item_table, item_bias=block.item_bias)
         for at, request in enumerate(requests):
             found[at] = _merged(found[at], _of_block(here, request, items, k), k)
@@ -126,28 +133,3 @@ def _merged(best: RankedLists, more: RankedLists, k: int) -> RankedLists:
     scores, order = scores.sort(dim=1, descending=True, stable=True)
     rows = torch.cat([best.item_rows_UK, more.item_rows_UK], 1).gather(1, order)
     return RankedLists(rows[:, :k], scores[:, :k])
-
-
-def gathered(base: ShardedBase, lists: RankedLists) -> RankedLists | None:
-    """The lists of every rank, one rank's after the other's, on rank 0; None elsewhere; collective.
-
-    Raises:
-        ValueError: ranks bring lists of different lengths.
-    """
-    shapes = [torch.empty(2, dtype=torch.int64) for _ in range(base.num_ranks)]
-    dist.all_gather(shapes, torch.tensor(lists.item_rows_UK.shape), group=base.group)
-    widths = {int(shape[1]) for shape in shapes}
-    if len(widths) > 1:
-        raise ValueError(f"ranks brought lists of different lengths: {sorted(widths)}")
-    own = lists.item_rows_UK, lists.scores_UK
-    if base.rank > 0:
-        for tensor in own:
-            dist.send(tensor.contiguous(), group=base.group, group_dst=0)
-        return None
-    parts = [own]
-    for rank_, shape in enumerate(shapes[1:], 1):
-        theirs = tuple(tensor.new_empty(shape.tolist()) for tensor in own)
-        for tensor in theirs:
-            dist.recv(tensor, group=base.group, group_src=rank_)
-        parts.append((theirs[0], theirs[1]))
-    return RankedLists(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))

@@ -1,24 +1,44 @@
-"""This file is the lists of a held-out log's users, ranked by all ranks and gathered once."""
+"""This file is the lists of a held-out log's users, ranked by many ranks.
+
+What one rank has ranked the others read from a folder that all of them see: there it is also found
+by a run that goes on after a kill.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from reclora.adapters import Adapter
 from reclora.distributed.division import balanced
-from reclora.distributed.ranking import Request, gathered, rank_sharded
-from reclora.distributed.shards import ShardedBase
-from reclora.evaluation import HeldOut, Lists, SegmentLists
-from reclora.evaluation.pieces import PIECE_USERS
-from reclora.ranking import RankedLists
+from reclora.distributed.ranking import Request
+from reclora.distributed.rounds import Rounds
+from reclora.distributed.shards import DistributedError, ShardedBase
+from reclora.evaluation import HeldOut, HeldOutSegment, KeptLists, Lists, ScorerOf
+from reclora.evaluation.lists import pieces_of
+from reclora.evaluation.pieces import tasks_of
+from reclora.ranking import rank
+from reclora.scoring import RemoteScorer
+
+
+def recommend_here(rounds: Rounds, held_out: HeldOut, scorer_of: ScorerOf) -> Lists:
+    """Rank for every user with something relevant on this rank alone, while the others help.
+
+    It is a `Ranking` for `RankingJudge`, once `rounds` is given: a rank judges its own segments.
+
+    Raises:
+        ValueError, AdapterError: as `rank_sharded`.
+    """
+    pieces = pieces_of(held_out)
+    return Lists.of_pieces(pieces, _ranked(rounds, pieces, scorer_of, max(held_out.config.ks)))
 
 
 def recommend_sharded(
-    base: ShardedBase, held_out: HeldOut, adapter_of: Callable[[str], Adapter | None]
-) -> Lists | None:
+    base: ShardedBase, held_out: HeldOut, scorer_of: ScorerOf, kept: KeptLists
+) -> Lists:
     """Rank for every user with something relevant, exactly; collective.
 
     Users are divided in the pieces that `recommend` ranks one after the other: how many are scored
@@ -27,45 +47,72 @@ def recommend_sharded(
 
     Args:
         held_out: the same on every rank.
-        adapter_of: segment name -> its adapter, None for the base alone; a rank asks for those of
-            the pieces that it ranks.
+        scorer_of: segment name -> its scorer: that of a bank or base whose tables lie on the ranks
+            (`RemoteScorer`), or any other; called for the segments that this rank ranks.
+        kept: in a folder that all ranks see; lists that are there are not made again.
 
     Returns:
-        The lists of all users on rank 0, None elsewhere.
+        The lists of all users, on every rank.
 
     Raises:
         ValueError: the config says `retrieve`: only exact lists are ranked here; or as `rank`.
         AdapterError: as `rank_sharded`.
+        DistributedError: the lists of another rank are not in the folder.
+        OSError: lists cannot be kept.
     """
     if held_out.config.retrieve:
         raise ValueError(
             f"retrieve is {held_out.config.retrieve}, but ranks rank exactly, in one stage: "
             "evaluate with retrieve = 0"
         )
-    asked = [segment for segment in held_out.segments if segment.num_users]
-    pieces = [piece for segment in asked for piece in segment.pieces(PIECE_USERS)]
-    owned = balanced([piece.num_users for piece in pieces], base.num_ranks)
-    k = max(held_out.config.ks)
-    requests = [
-        Request(
-            adapter_of(piece.name), piece.user_rows_U, piece.seen, piece.candidates_N, piece.name
+    k, pieces = max(held_out.config.ks), pieces_of(held_out)
+    sizes = [piece.num_users for piece in pieces]
+    tasks = tasks_of(sizes)
+    users = [sum(sizes[at] for at in task) for task in tasks]
+    owned = balanced(users, base.num_ranks)[base.rank]
+    missing = [tasks[at] for at in owned if kept.read(tasks[at], users[at], k) is None]
+    rounds = Rounds(base)
+    wanted = [pieces[at] for task in missing for at in task]
+    made = iter(_ranked(rounds, wanted, scorer_of, k))
+    for task in missing:
+        kept.write(task, torch.cat([next(made) for _ in task]))
+    rounds.stand_by()
+    found: list[Tensor] = []
+    for task, num_users in zip(tasks, users, strict=True):
+        rows_UK = kept.read(task, num_users, k)
+        if rows_UK is None:
+            raise DistributedError(
+                f"{kept.folder}: the lists that another rank has ranked are not there: all ranks "
+                "must see the same folders"
+            )
+        found += rows_UK.split([sizes[piece] for piece in task])
+    return Lists.of_pieces(pieces, found)
+
+
+def _ranked(
+    rounds: Rounds, pieces: Sequence[HeldOutSegment], scorer_of: ScorerOf, k: int
+) -> list[Tensor]:
+    """The item rows of each piece's users, (U, k): of scorers whose catalogue is here each for
+    itself, of all others in one round.
+    """
+    scorers = lru_cache(maxsize=1)(scorer_of)
+    found: list[Tensor | None] = []
+    requests = []
+    for piece in pieces:
+        scorer = scorers(piece.name)
+        if isinstance(scorer, RemoteScorer):
+            assert scorer.adapter is None or isinstance(scorer.adapter, Adapter)
+            requests.append(Request.of(piece, scorer.adapter))
+            found.append(None)
+            continue
+        lists = rank(
+            scorer,
+            piece.user_rows_U,
+            k,
+            seen=piece.seen,
+            candidates_N=piece.candidates_N,
+            segment=piece.name,
         )
-        for piece in (pieces[at] for at in owned[base.rank])
-    ]
-    whole = gathered(base, _joined(rank_sharded(base, requests, k), k))
-    if whole is None:
-        return None
-    # They came rank after rank, each with its pieces.
-    order = [at for own in owned for at in own]
-    parts = whole.item_rows_UK.split([pieces[at].num_users for at in order])
-    rows_of = dict(zip(order, parts, strict=True))
-    found: dict[str, list[Tensor]] = {segment.name: [] for segment in asked}
-    for at, piece in enumerate(pieces):
-        found[piece.name].append(rows_of[at])
-    return Lists({s.name: SegmentLists(s.user_rows_U, torch.cat(found[s.name])) for s in asked})
-
-
-def _joined(lists: list[RankedLists], k: int) -> RankedLists:
-    rows = [torch.empty(0, k, dtype=torch.int64), *(each.item_rows_UK for each in lists)]
-    scores = [torch.empty(0, k), *(each.scores_UK for each in lists)]
-    return RankedLists(torch.cat(rows), torch.cat(scores))
+        found.append(lists.item_rows_UK)
+    remote = (lists.item_rows_UK for lists in rounds.lists(requests, k))
+    return [next(remote) if rows is None else rows for rows in found]

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from reclora.base import BaseModel
 from reclora.distributed.parts import PartRows, PartTable
+from reclora.interactions import IdMap
 
 Sharding = Literal["row_wise", "table_wise"]
 READ_ROWS = 1 << 16
@@ -76,7 +77,7 @@ class ShardedBase:
         group = dist.group.WORLD if group is None else group
         assert group is not None
         base = BaseModel.load(folder)
-        _check_same(base.fingerprint, group)
+        check_same("bases", base.fingerprint, group)
         tables = _sharded(base, sharding, group)
         for name, rows_NX, first in _local(tables, base):
             _read(folder / "tables.safetensors", name, base.embedding_dim, rows_NX, first)
@@ -92,8 +93,12 @@ class ShardedBase:
 
     @property
     def num_items(self) -> int:
-        """N of the items."""
-        return self._base.item_table.num_own_rows
+        """N of the items, grown ones included."""
+        return self._base.item_table.num_rows
+
+    def grown(self, users: IdMap, items: IdMap) -> ShardedBase:
+        """The same shards over id maps that extend the base's; for errors see `BaseModel.grown`."""
+        return ShardedBase(self._base.grown(users, items), self._tables, self._group)
 
     @property
     def without_rows(self) -> BaseModel:
@@ -113,8 +118,8 @@ class ShardedBase:
         Raises:
             IndexError: a row below 0.
         """
-        users = self._base.user_table.num_own_rows
-        user_rows, item_rows = _own_rows(user_rows, users), _own_rows(item_rows, self.num_items)
+        users, items = self._base.user_table.num_own_rows, self._base.item_table.num_own_rows
+        user_rows, item_rows = _own_rows(user_rows, users), _own_rows(item_rows, items)
         user_MD = torch.empty(len(user_rows), self.embedding_dim)
         item_MD = torch.empty(len(item_rows), self.embedding_dim)
         bias_M1 = torch.empty(len(item_rows), 1)
@@ -200,16 +205,28 @@ def _with_rows(
     )
 
 
-def _check_same(fingerprint: str, group: dist.ProcessGroup) -> None:
-    own = torch.tensor(list(bytes.fromhex(fingerprint)), dtype=torch.uint8)
-    first = own.clone()
+def check_same(what: str, name: str, group: dist.ProcessGroup | None = None) -> None:
+    """Refuse to go on where ranks have different things; collective.
+
+    Args:
+        what: the things, in the plural.
+        name: of this rank's thing: the things are the same where their names are.
+
+    Raises:
+        DistributedError: on every rank; with the names of its own thing and of rank 0's.
+    """
+    own = name.encode()
+    length = torch.tensor([len(own)])
+    dist.broadcast(length, group=group, group_src=0)
+    first = torch.zeros(int(length), dtype=torch.uint8)
+    first[: len(own)] = torch.tensor(list(own[: int(length)]), dtype=torch.uint8)
     dist.broadcast(first, group=group, group_src=0)
-    differs = torch.tensor(int(not torch.equal(own, first)))
+    differs = torch.tensor(int(bytes(first.tolist()) != own))
     dist.all_reduce(differs, dist.ReduceOp.MAX, group=group)
     if int(differs):
         raise DistributedError(
-            "the ranks opened different bases: this one has fingerprint "
-            f"{fingerprint}, rank 0 {bytes(first.tolist()).hex()}: give all of them one"
+            f"the ranks have different {what}: this one has {name}, rank 0 "
+            f"{bytes(first.tolist()).decode()}: give all of them one"
         )
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from reclora.adapters import Adapter
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
 from reclora.checkpoints import Checkpoint
 from reclora.distributed.division import Codes, rows_of_training
+from reclora.distributed.rounds import Rounds
 from reclora.distributed.shards import ShardedBase
 from reclora.interactions import Interactions
 from reclora.training import HeldOutLoss, Training, TrainingConfig, TrainingError, train
@@ -45,8 +44,8 @@ def train_sharded(
 ) -> list[TrainedChunk]:
     """Train this rank's chunks, one after the other; collective.
 
-    Before a chunk a rank fetches the rows of the base that the chunk will look up, once, while
-    every other rank does so for its own next chunk, or for none. In between no rank waits for
+    Before a chunk a rank fetches the rows of the base that the chunk will look up, once, as soon as
+    every other rank does so for its own next chunk, or has none left. In between no rank waits for
     another. Numbers are those of one process that trains the same segments with the whole base.
 
     Args:
@@ -57,12 +56,11 @@ def train_sharded(
     Raises:
         ValueError, OSError: as `train`.
     """
-    done = []
-    nothing = torch.empty(0, dtype=torch.int64)
+    rounds = Rounds(base)
 
     def trained(codes: Codes) -> TrainedChunk:
         log, held_out, taken = logs_of(codes)
-        part = base.part(*rows_of_training(log, held_out, config, seed))
+        part = rounds.part(*rows_of_training(log, held_out, config, seed))
         bank = bank_of(part, log, codes)
         judge = None if held_out is None else HeldOutLoss(held_out, config)
         try:
@@ -80,9 +78,6 @@ def train_sharded(
             return TrainedChunk(codes, [], error.training)
         return TrainedChunk(codes, bank.adapters(), training)
 
-    for at in range(base.most(len(chunks))):
-        if at < len(chunks):
-            done.append(trained(chunks[at]))
-        else:
-            base.part(nothing, nothing)
+    done = [trained(codes) for codes in chunks]
+    rounds.stand_by()
     return done

@@ -12,7 +12,7 @@ from reclora.evaluation.beyond import measure_catalogue, measure_lists
 from reclora.evaluation.config import EvaluationConfig, check_name
 from reclora.evaluation.foreign import Foreign, read_foreign
 from reclora.evaluation.held_out import HeldOut, HeldOutSegment, hold_out
-from reclora.evaluation.judge import RankingJudge, headline_of
+from reclora.evaluation.judge import Ranking, RankingJudge, headline_of
 from reclora.evaluation.labelled import (
     LabelledRows,
     measure_labels,
@@ -35,6 +35,7 @@ __all__ = [
     "KeptLists",
     "LabelledRows",
     "Lists",
+    "Ranking",
     "RankingJudge",
     "ScorerOf",
     "SegmentLists",

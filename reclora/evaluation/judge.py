@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,11 @@ from numpy.typing import NDArray
 
 from reclora.bank import AdapterBank
 from reclora.evaluation.held_out import HeldOut
-from reclora.evaluation.results import evaluate
+from reclora.evaluation.lists import Lists, ScorerOf, recommend
+from reclora.evaluation.results import measure
+
+Ranking = Callable[[HeldOut, ScorerOf], Lists]
+"""The lists of all users with something relevant; segment -> its scorer."""
 
 
 class RankingJudge:
@@ -19,11 +24,11 @@ class RankingJudge:
 
     Args:
         held_out: the validation window, of the segments that train.
-        processes: that rank at once.
+        ranking: who ranks; if not given, this process does.
     """
 
-    def __init__(self, held_out: HeldOut, processes: int = 1) -> None:
-        self._held_out, self._processes = headline_of(held_out), processes
+    def __init__(self, held_out: HeldOut, ranking: Ranking | None = None) -> None:
+        self._held_out, self._ranking = headline_of(held_out), ranking or _here
 
     def __call__(self, bank: AdapterBank, segments: NDArray[np.int64]) -> NDArray[np.float64]:
         """The mean over each segment's users; NaN where no user has anything relevant."""
@@ -32,9 +37,14 @@ class RankingJudge:
         if not chosen:
             return np.full(len(names), np.nan)
         held_out = replace(self._held_out, segments=chosen)
-        table = evaluate(held_out, bank.scorer, model="", run="", seed=0, processes=self._processes)
-        means = table[table["model"] == ""].groupby("segment", observed=True)["value"].mean()
+        lists = self._ranking(held_out, bank.scorer)
+        table = measure(held_out, lists, model="", run="", seed=0)
+        means = table.groupby("segment", observed=True)["value"].mean()
         return means.reindex(names).to_numpy(dtype=np.float64)
+
+
+def _here(held_out: HeldOut, scorer_of: ScorerOf) -> Lists:
+    return recommend(held_out, scorer_of, model="")[""]
 
 
 def headline_of(held_out: HeldOut) -> HeldOut:

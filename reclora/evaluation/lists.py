@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +38,19 @@ class Lists:
 
     segments: Mapping[str, SegmentLists]
 
+    @classmethod
+    def of_pieces(cls, pieces: Sequence[HeldOutSegment], rows: Sequence[Tensor]) -> Lists:
+        """Those of segments that were ranked piece by piece.
+
+        Args:
+            pieces: see `pieces_of`.
+            rows: the item rows of each piece's users, (U, K).
+        """
+        by_name: dict[str, list[tuple[HeldOutSegment, Tensor]]] = {}
+        for piece, rows_UK in zip(pieces, rows, strict=True):
+            by_name.setdefault(piece.name, []).append((piece, rows_UK))
+        return cls({name: _joined(parts) for name, parts in by_name.items()})
+
     def of(self, segment: HeldOutSegment, k: int) -> Tensor:
         """The first k places of the lists of a held-out segment's users, int64, shape (U, k).
 
@@ -53,6 +66,21 @@ class Lists:
         first_Uk = found.item_rows_UK[slots_U[has_U], :k]
         item_rows_Uk[has_U, : first_Uk.shape[1]] = first_Uk
         return item_rows_Uk
+
+
+def _joined(parts: Sequence[tuple[HeldOutSegment, Tensor]]) -> SegmentLists:
+    if len(parts) == 1:
+        return SegmentLists(parts[0][0].user_rows_U, parts[0][1])
+    users, rows = zip(*((piece.user_rows_U, rows_UK) for piece, rows_UK in parts), strict=True)
+    return SegmentLists(torch.cat(users), torch.cat(rows))
+
+
+def pieces_of(held_out: HeldOut) -> list[HeldOutSegment]:
+    """The users with something relevant, in the pieces that are ranked at once: how many are scored
+    together decides the last bit of a score.
+    """
+    asked = [segment for segment in held_out.segments if segment.num_users]
+    return [piece for segment in asked for piece in segment.pieces(PIECE_USERS)]
 
 
 def recommend(
@@ -84,8 +112,7 @@ def recommend(
         ValueError: a scorer has another catalogue, or a score is NaN or +inf; it names the segment.
     """
     k, retrieve = max(held_out.config.ks), held_out.config.retrieve
-    asked = [segment for segment in held_out.segments if segment.num_users]
-    pieces = [piece for segment in asked for piece in segment.pieces(PIECE_USERS)]
+    pieces = pieces_of(held_out)
     scorers = functools.lru_cache(maxsize=1)(scorer_of)
 
     def rank_piece(piece: HeldOutSegment) -> Tensor:
@@ -96,21 +123,15 @@ def recommend(
         none = torch.full((piece.num_users, retrieve), _NO_STAGE)
         return torch.cat([stages[""], stages.get(RETRIEVED, none)], dim=1)
 
-    rows_of: dict[str, list[Tensor]] = {segment.name: [] for segment in asked}
     made = rank_pieces(
         pieces, rank_piece, k + retrieve, processes=processes, kept=kept, progress=progress
     )
-    for piece, rows in zip(pieces, made, strict=True):
-        rows_of[piece.name].append(rows)
     stages: dict[str, dict[str, SegmentLists]] = {"": {}}
-    for segment in asked:
-        parts = rows_of[segment.name]
-        rows = parts[0] if len(parts) == 1 else torch.cat(parts)
-        users_U = segment.user_rows_U
-        stages[""][segment.name] = SegmentLists(users_U, rows[:, :k])
+    for name, its in Lists.of_pieces(pieces, made).segments.items():
+        users_U, rows = its.user_rows_U, its.item_rows_UK
+        stages[""][name] = SegmentLists(users_U, rows[:, :k])
         if retrieve and rows[0, k] != _NO_STAGE:
-            retrieved = stages.setdefault(RETRIEVED, {})
-            retrieved[segment.name] = SegmentLists(users_U, rows[:, k:])
+            stages.setdefault(RETRIEVED, {})[name] = SegmentLists(users_U, rows[:, k:])
     return {stage: Lists(segments) for stage, segments in stages.items()}
 
 

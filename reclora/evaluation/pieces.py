@@ -90,7 +90,7 @@ def rank_pieces(
     """
     sizes = [piece.num_users for piece in pieces]
     ends = np.cumsum([0, *sizes])
-    tasks = _tasks(sizes)
+    tasks = tasks_of(sizes)
     rows_UW, is_done = _shared(int(ends[-1]), width, len(tasks))
     users_of = [sum(sizes[at] for at in task) for task in tasks]
 
@@ -131,7 +131,7 @@ def _shared(users: int, width: int, tasks: int) -> tuple[Tensor, NDArray[np.uint
     return torch.from_numpy(rows).reshape(users, width), is_done
 
 
-def _tasks(sizes: Sequence[int]) -> list[Span]:
+def tasks_of(sizes: Sequence[int]) -> list[Span]:
     """Consecutive pieces of at most `PIECE_USERS` users together, but one piece at least."""
     tasks: list[list[int]] = []
     users = 0

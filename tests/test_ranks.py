@@ -1,0 +1,254 @@
+"""One run on several ranks: what torchrun makes is what one process makes, killed or not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from small_runs import finished, planted_log, small_settings, write_toml
+
+from reclora.base import BaseModel
+from reclora.files import read_parquet
+from reclora.pipelines.ranks import in_turn, is_first, num_ranks, together
+from reclora.pipelines.retrain import Outcome, retrain
+from reclora.pipelines.run import RunSettings, Search
+from reclora.splits import SplitConfig
+from reclora.store import AdapterStore
+from reclora.training import TrainingConfig
+
+RECLORA = Path(sys.executable).with_name("reclora")
+
+
+def on_ranks(folder: Path, base: Path, **changes: object) -> RunSettings:
+    """A run that asks for all that ranks can: with and without a parent, every rung, two seeds,
+    items that the base does not know, several chunks.
+    """
+    settings = small_settings(
+        folder,
+        planted_log(folder / "log.parquet"),
+        split=SplitConfig("global_time", pretrain=0.5, train=0.3, validation=0.08, test=0.12),
+        training=TrainingConfig(epochs=4, patience=2, batch_rows=32, num_negatives=32),
+        search=Search((0.05,), (0.05, 0.2), (0.01,)),
+        parent="auto",
+        unknown="grow",
+        compared=(),
+        seeds=(0, 1),
+        chunk_rows=400,
+    )
+    return replace(settings, base=replace(settings.base, saved=base), **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finished(tmp_path_factory)[0].base_folder
+
+
+@cache
+def _whole(folder: Path, base: Path) -> tuple[RunSettings, Outcome]:
+    settings = on_ranks(folder, base)
+    return settings, retrain(settings)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, base: Path) -> tuple[RunSettings, Outcome]:
+    """The run of one process."""
+    return _whole(tmp_path_factory.getbasetemp() / "one-process", base)
+
+
+def command(ranks: int, toml: Path, *words: str, restarts: int = 0) -> list[str]:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
+    launcher += ["--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
+    return [*launcher, str(RECLORA), "retrain", str(toml), *words]
+
+
+def environment() -> dict[str, str]:
+    own = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"}
+    # Restarted ranks read stale addresses of the store that they share otherwise, and hang.
+    return {**os.environ, **own, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+
+
+def started(ranks: int, toml: Path, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(ranks, toml, *words),
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def packs(store: Path) -> dict[str, bytes]:
+    """The bytes of every adapter that is live and of what it stands on."""
+    held = AdapterStore(store)
+    held.verify()
+    release = held.current()
+    assert release is not None
+    found = {}
+    for adapter in held.load_all(base_fingerprint=release.base_fingerprint):
+        parts = [adapter, *([adapter.parent] if adapter.parent else [])]
+        found[adapter.segment] = b"".join(
+            name.encode() + tensor.numpy().tobytes()
+            for part in parts
+            for name, tensor in sorted(part.tensors.items())
+        )
+    return found
+
+
+def check_same_run(settings: RunSettings, expected: Outcome) -> None:
+    """The same is live, to the byte; and the same was decided, measured and compared."""
+    assert packs(settings.store_folder) == packs(expected.store)
+    (folder,) = (path for path in settings.runs.iterdir() if path.is_dir())
+    for name in ("decisions", "results", "comparison", "slices"):
+        ours, theirs = (
+            read_parquet(place / f"{name}.parquet").to_pandas()
+            for place in (folder, expected.folder.path)
+        )
+        columns = [column for column in theirs if column != "run"]
+        pd.testing.assert_frame_equal(ours[columns], theirs[columns], check_exact=True)
+    assert (folder / "report.html").exists() and not (folder / "training").exists()
+
+
+def test_two_ranks_make_the_run_of_one_process(
+    tmp_path: Path, base: Path, whole: tuple[RunSettings, Outcome]
+) -> None:
+    settings = on_ranks(tmp_path, base)
+    toml = write_toml(tmp_path / "run.toml", settings)
+    bytes_before = {path.name: path.read_bytes() for path in base.iterdir()}
+    done = started(2, toml, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    # One rank speaks.
+    told = json.loads(done.stdout)
+    assert told["release"] == 1 and done.stderr.count("training: pooled adapter: done") == 1
+    check_same_run(settings, whole[1])
+    assert {path.name: path.read_bytes() for path in base.iterdir()} == bytes_before
+    BaseModel.load(base).verify()
+    assert events(settings) == events(whole[0])
+
+
+def events(settings: RunSettings) -> list[str]:
+    (path,) = settings.runs.glob("*/events.jsonl")
+    return [json.loads(line)["event"] for line in path.read_text().splitlines()]
+
+
+def test_what_needs_the_whole_base_is_refused(tmp_path: Path, base: Path) -> None:
+    settings = on_ranks(tmp_path, base, compared=("from scratch",))
+    done = started(2, write_toml(tmp_path / "run.toml", settings), cwd=tmp_path)
+    assert done.returncode == 1
+    assert (
+        'compared = ["from scratch"]: that needs the whole base in one process, and here are 2 '
+        "ranks, each with a part of it: leave it out, or start one process"
+    ) in done.stderr
+    assert not settings.runs.exists()
+
+
+def test_other_verbs_run_alone(tmp_path: Path) -> None:
+    words = command(2, tmp_path / "run.toml")
+    words[words.index("retrain")] = "evaluate"
+    done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.count("only `retrain` runs on several ranks; start evaluate alone") == 1
+
+
+def short(folder: Path, base: Path) -> RunSettings:
+    """A run that is training for most of its time."""
+    return on_ranks(
+        folder,
+        base,
+        training=TrainingConfig(epochs=12, patience=12, batch_rows=8, num_negatives=32),
+        search=Search((), (), ()),
+        parent="none",
+        kinds="given",
+        compared=(),
+        seeds=(0,),
+        chunk_rows=100,
+    )
+
+
+@cache
+def _unbroken(folder: Path, base: Path) -> Outcome:
+    return retrain(short(folder, base))
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, base: Path) -> Outcome:
+    return _unbroken(tmp_path_factory.getbasetemp() / "unbroken", base)
+
+
+def test_one_process_is_alone_and_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Variables that look like torchrun's, without its own, are somebody else's."""
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert num_ranks() == 1 and is_first()
+    with together(deadline_minutes=1):
+        assert in_turn(lambda: "made") == "made"
+
+
+def ranks_below(launcher: int) -> list[int]:
+    """The processes that a launcher has started, in the order of their ranks."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == launcher:
+                variables = (process / "environ").read_bytes().split(b"\0")
+                (rank,) = (v for v in variables if v.startswith(b"RANK="))
+                found.append((rank, int(process.name)))
+        except (OSError, ValueError):
+            continue
+    return [pid for _, pid in sorted(found)]
+
+
+def broken(
+    tmp_path: Path, base: Path, checkpoints: int, rank: int, number: int, minutes: float = 60.0
+) -> tuple[RunSettings, str]:
+    """A run of which one rank is sent a signal when there are so many checkpoints; what it said."""
+    settings = replace(short(tmp_path, base), deadline_minutes=minutes)
+    toml = write_toml(tmp_path / "run.toml", settings)
+    with (tmp_path / "said.txt").open("w+") as said:
+        launcher = subprocess.Popen(
+            command(2, toml, restarts=2), cwd=tmp_path, env=environment(), stdout=said, stderr=said
+        )
+        until = time.monotonic() + 240
+        while len(list(settings.runs.glob("*/training/*.safetensors"))) < checkpoints:
+            assert launcher.poll() is None and time.monotonic() < until
+            time.sleep(0.01)
+        os.kill(ranks_below(launcher.pid)[rank], number)
+        try:
+            code = launcher.wait(timeout=300)
+        finally:
+            launcher.kill()
+        said.seek(0)
+        text = said.read()
+    assert code == 0, text[-3000:]
+    return settings, text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("checkpoints", [1, 2, 4, 6, 9])
+def test_row_13_a_rank_is_killed_and_all_go_on(
+    tmp_path: Path, base: Path, unbroken: Outcome, checkpoints: int, rank: int
+) -> None:
+    """torchrun starts the group again, and it goes on from the checkpoints, to the same bytes."""
+    settings, _ = broken(tmp_path, base, checkpoints, rank, signal.SIGKILL)
+    check_same_run(settings, unbroken)
+    assert "resume" in events(settings)
+
+
+@pytest.mark.slow
+def test_row_11_a_hung_rank_is_ended_after_the_deadline(
+    tmp_path: Path, base: Path, unbroken: Outcome
+) -> None:
+    settings, text = broken(tmp_path, base, 3, 1, signal.SIGSTOP, minutes=0.5)
+    check_same_run(settings, unbroken)
+    assert "resume" in events(settings) and "imed out" in text
