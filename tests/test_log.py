@@ -336,6 +336,59 @@ def test_declined_rows_are_read_on_the_same_ids_and_segments(tmp_path: Path) -> 
         Interactions.read(tmp_path / "log", declined=True)
 
 
+@pytest.mark.parametrize("names", [[], ["s0"], ["s1"], ["s2", "s0"], ["s0", "s1", "s2"]])
+def test_segments_are_read_alone(tmp_path: Path, names: list[str]) -> None:
+    """Of the file nothing but the row groups where they are is read: others may be damaged."""
+    folder = small_groups(tmp_path)
+    whole = Interactions.read(folder)
+    codes = [code for code, name in enumerate(whole.segment_names) if name in names]
+    own, expected = Interactions.read(folder, only=names), whole.part(codes)
+    assert own.segment_names == expected.segment_names
+    assert rows_of(own) == rows_of(expected) and own.offsets.tolist() == expected.offsets.tolist()
+    assert own.attributes["device"].tolist() == expected.attributes["device"].tolist()
+    path = folder / "log.parquet"
+    groups = pq.read_metadata(path)
+    data = bytearray(path.read_bytes())
+    held = [whole.segment_rows[at : at + 64] for at in range(0, len(whole), 64)]
+    for at in range(groups.num_row_groups):
+        if not np.isin(held[at], codes).any():
+            column = groups.row_group(at).column(0)
+            first = column.dictionary_page_offset or column.data_page_offset
+            data[first : first + column.total_compressed_size] = b"x" * column.total_compressed_size
+    path.write_bytes(data)
+    assert rows_of(Interactions.read(folder, only=names)) == rows_of(expected)
+    if len(names) < 3:
+        with pytest.raises(LogError, match="damaged"):
+            Interactions.read(folder)
+
+
+def small_groups(tmp_path: Path) -> Path:
+    """A laid-out log of 500 rows in row groups of 64."""
+    table = pa.table(
+        {
+            "user_id": [f"u{i % 50}" for i in range(500)],
+            "item_id": [i % 70 for i in range(500)],
+            "timestamp": pa.array(range(START, START + 500), pa.timestamp("us")),
+            "segment": [f"s{i % 3}" for i in range(500)],
+            "device": ["phone" if i % 7 else "desk" for i in range(500)],
+            "weight": [i / 8 for i in range(500)],
+        }
+    )
+    pq.write_table(table, tmp_path / "in")
+    contract = LogContract(duplicates="exact", attributes=("device",))
+    prepare_log([tmp_path / "in"], tmp_path / "log", contract)
+    path = tmp_path / "log" / "log.parquet"
+    pq.write_table(pq.read_table(path), path, row_group_size=64, write_page_checksum=True)
+    return tmp_path / "log"
+
+
+def test_segments_that_are_not_there_are_not_read(folder: Path) -> None:
+    with pytest.raises(KeyError, match="no segment 's9' in the log"):
+        Interactions.read(folder, only=["s0", "s9"])
+    with pytest.raises(ValueError, match="of all segments, not of some"):
+        Interactions.read(folder, declined=True, only=["s0"])
+
+
 @pytest.mark.parametrize("name", ["log.parquet", "user_ids.parquet", "item_ids.parquet"])
 def test_read_refuses_damaged_and_missing_files(folder: Path, name: str) -> None:
     whole, path = rows_of(Interactions.read(folder)), folder / name

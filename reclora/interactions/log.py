@@ -1,7 +1,7 @@
 """This file is the interaction log in memory: arrays of rows, laid out by segment and time."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,9 @@ class Interactions:
         )
 
     @classmethod
-    def read(cls, folder: Path, *, declined: bool = False) -> "Interactions":
+    def read(
+        cls, folder: Path, *, declined: bool = False, only: Collection[str] | None = None
+    ) -> "Interactions":
         """Read the log that `prepare_log` laid out in `folder`, verifying page checksums.
 
         It streams: beside the arrays and the id maps it holds one row group.
@@ -138,12 +140,16 @@ class Interactions:
         Args:
             declined: read the rows below `min_label` instead, which the contract's
                 `declined = "keep"` keeps; they are on the same id maps and segments.
+            only: the segments to read, in the log's order; of the file nothing but the row groups
+                with a row of theirs is read. None: all.
 
         Raises:
             LogError: the folder holds no complete log; or a file is damaged, or of another log; or
                 the declined rows were dropped.
+            KeyError: a segment that the log does not have.
+            ValueError: some segments alone are asked for of the declined rows.
         """
-        return cls(**read_log(folder, declined=declined))
+        return cls(**read_log(folder, declined=declined, only=only))
 
     def __len__(self) -> int:
         """The number of interactions, n."""

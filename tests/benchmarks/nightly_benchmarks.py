@@ -17,7 +17,7 @@ from .nightly_world import WorldSize, make_world
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS_DUE = 38
-"""Faults that one machine can have; the other two are of several."""
+"""Rows of the table of faults that a single run, store or group of ranks can have: all of them."""
 
 
 @measures("publish_5000_s")
