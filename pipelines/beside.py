@@ -19,7 +19,8 @@ from reclora.metrics import DEFINITIONS
 from reclora.report import Report, markdown, write_report
 
 from .records import records
-from .retrain import RELEASED
+from .reporting import RELEASED
+from .run import window_file
 from .settings import flat
 
 _UNIT = ["segment", "user_id", "metric", "k"]
@@ -108,18 +109,19 @@ def summary_of(run: Path) -> Said:
 def beside(first: Path, second: Path) -> Said:
     """Hold the first run against the second, and write the page into the first one's folder.
 
-    Both must be of the same log and cut, so that users were asked for the same items. Only users
-    that both have in the same segment are compared, on metrics that both have.
+    Users of both must have been asked for the same items, of the same candidates: what decides that
+    (`_asked_for`) is compared by content, wherever the files lie. Only users that both have in the
+    same segment are compared, on metrics that both have.
 
     Raises:
-        NotComparable: a folder is none of a complete run, the logs or cuts differ, or no user,
-            metric or k is common.
+        NotComparable: a folder is none of a complete run, what users were asked for differs, or no
+            user, metric or k is common.
         OSError: the page cannot be written.
     """
     ours, theirs = Finished.read(first), Finished.read(second)
     if ours.name == theirs.name:
         raise NotComparable(f"expected two runs, got {ours.about['id']} twice")
-    _refuse_other_rows(ours, theirs)
+    _refuse_other_questions(ours, theirs)
     results, quality = _common(ours, theirs)
     measures = results[["metric", "k"]].drop_duplicates()
     pairs = list(measures.itertuples(index=False, name=None))
@@ -145,7 +147,10 @@ def beside(first: Path, second: Path) -> Said:
         settings=differing or {"settings": "the same"},
         versions=ours.about.get("versions", {}),
         repeat=f"reclora report {first} {second}",
-        notes=["Of the settings those are shown in which the two differ: the first, the second."],
+        notes=[
+            "Of the settings those are shown in which the two differ: the first, the second.",
+            *_of_two_bases(ours.about, theirs.about),
+        ],
     )
     page = write_report(first / f"beside-{theirs.about['id']}.html", report)
     facts = {"id": report.run, "beside": theirs.about["id"], "data_quality": quality}
@@ -153,25 +158,62 @@ def beside(first: Path, second: Path) -> Said:
     return Said(page, markdown(report), facts)
 
 
-def _refuse_other_rows(ours: Finished, theirs: Finished) -> None:
-    """Of two logs, or of two cuts of one, users were asked for other items: no pair of values says
-    anything of the models.
-    """
-    held = [
-        {
-            "log": sorted(each.about["inputs"].values()),
-            "split": each.about["settings"]["split"],
-            "windows": each.about["settings"]["log"]["windows"],
-        }
-        for each in (ours, theirs)
-    ]
-    differ = [name for name in held[0] if held[0][name] != held[1][name]]
+def _refuse_other_questions(ours: Finished, theirs: Finished) -> None:
+    """Where users were asked for other items, no pair of values says anything of the models."""
+    one, other = _asked_for(ours.about), _asked_for(theirs.about)
+    differ = [name for name in dict.fromkeys((*one, *other)) if one.get(name) != other.get(name)]
     if differ:
         raise NotComparable(
-            f"{ours.folder} and {theirs.folder} have another {' and another '.join(differ)}, so "
-            "that their test rows differ: run both on one log; two releases on the newer log are "
-            "`reclora evaluate run.toml --release 1 --release 2`"
+            f"{ours.folder} and {theirs.folder} differ in {', '.join(differ)}, so that users were "
+            "asked for other items or of other candidates: give both runs the same; two releases "
+            "on the newer log are `reclora evaluate run.toml --release 1 --release 2`"
         )
+
+
+def _asked_for(about: Mapping[str, Any]) -> dict[str, object]:
+    """All that decides which items users were asked for, and of which candidates, by its name.
+
+    Files are their sha256s: of a log cut already each with its window; of lists of another system
+    the held-out and the seen log. The base has a say by the rows that it does not know.
+    """
+    settings, files = about["settings"], about["inputs"]
+    given = about.get("began_from")
+    if isinstance(given, Mapping) and "holdout" in given:
+        return {"the held-out log": given["holdout"], "the seen log": given["seen"]}
+    log, contract = settings["log"], settings["log"]["contract"]
+    kinds = {name: name.partition(": ")[0] for name in files}
+    of_log = [name for name in files if kinds[name] not in ("candidates", "labelled")]
+    is_cut = log["windows"] is not None
+    return {
+        "the log": sorted(
+            window_file(kinds[name], files[name]) if is_cut else files[name] for name in of_log
+        ),
+        **{f"log.contract.{name}": contract[name] for name in _OF_THE_ROWS},
+        **{f"split.{name}": value for name, value in settings["split"].items()},
+        "evaluation.candidates": settings["evaluation"]["candidates"],
+        "the file of candidates": [files[name] for name in files if kinds[name] == "candidates"],
+        "unknown": settings["unknown"],
+        **{
+            f"rows {name}": rows
+            for name, rows in about["data_quality"].items()
+            if name.startswith("unknown to the base")
+        },
+    }
+
+
+_OF_THE_ROWS = ("time_unit", "duplicates", "min_label")
+"""Of a log's contract: what decides the rows that are kept."""
+
+
+def _of_two_bases(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """What a reader must know where the runs do not stand on one base."""
+    if ours.get("base") == theirs.get("base"):
+        return []
+    return [
+        "The two stand on different bases: the difference is that of base and adapters together. "
+        "Both bases know the same number of the log's rows; which other items each could have "
+        "shown is not compared."
+    ]
 
 
 def _common(ours: Finished, theirs: Finished) -> tuple[pd.DataFrame, dict[str, int]]:

@@ -5,6 +5,7 @@ Test is not looked at here.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -99,14 +100,19 @@ def learn(settings: RunSettings, inputs: Inputs) -> Learned:
     folds = (ground, ground.opposite)[: num_folds(settings, windows.validation)]
     choices, trained = list[Choice](), list[Trained]()
     seed = settings.seeds[0]
-    for contender in contenders(settings, has_parent=live.parent is not None):
+    asked = contenders(settings, has_parent=live.parent is not None)
+    names = Counter(contender.model for contender in asked)
+    for contender in asked:
+        title = contender.model
+        if names[title] > 1:
+            title += ", on the pooled adapter" if contender.has_parent else ", on the base"
         if contender.model == SUBJECT:
             contender = live.with_its_kinds(contender, windows.train.segment_names)
-        with step(f"choosing rates: {contender.model}") as progress:
+        with step(f"choosing rates: {title}") as progress:
             choice = choose(contender, folds, settings, progress)
         choices.append(choice)
         inputs.folder.event("chosen", model=contender.model, config=asdict(choice.config))
-        with step(f"training: {contender.model}") as progress:
+        with step(f"training: {title}") as progress:
             trained.append(train_contender(choice.contender, folds[0], choice.config, seed))
             progress(1, 1)
         inputs.folder.event("trained", model=contender.model, seed=seed)

@@ -323,7 +323,7 @@ def _print_made(store: AdapterStore, release: Release, json: bool) -> None:
 
 def _line(release: Release) -> str:
     about = [
-        f"{release.number:>8}  {release.time.astimezone(UTC):%Y-%m-%d %H:%M:%S}",
+        f"{release.number:>8}  {release.time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC",
         _plain(release.author or "-"),
         _counted(len(release.segments), "segment"),
     ]

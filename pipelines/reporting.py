@@ -201,6 +201,7 @@ def _notes(
         "test chose nothing.",
         *_kinds(learned),
         "Recent popularity counts the adapt window; all-time popularity everything before test.",
+        *before_and_after(settings, decisions, assessment.models),
         "Curves show the headline metric on validation, of the first seed.",
     ]
     edges = _at_the_edge(settings.search, learned.searches)
@@ -246,6 +247,29 @@ def _published(settings: RunSettings, decisions: Decisions, assessment: Assessme
         "parent of that seed. Each was held against what was live on the validation users who "
         "chose none of its epochs; decisions.parquet has the numbers."
     )
+
+
+CURRENT, RELEASED = "live before the run", "live after the run"
+"""What was live before a run, where something was, and what is live after it."""
+
+
+def before_and_after(
+    settings: RunSettings, decisions: Decisions, models: Sequence[str]
+) -> list[str]:
+    """In how many segments the rows of what was live before the run and after it differ."""
+    if CURRENT in models:
+        first, before = "", f"“{CURRENT}”"
+    else:
+        first, before = "Nothing was live before the run; ", f"the {BASE}"
+    lives = 0 if settings.gate.canary else len(decisions.goes_live)
+    if lives:
+        now = f"what it published in {lives:,} of {len(decisions.table):,} segments"
+        now += f", and {before} in the others" if lives < len(decisions.table) else ""
+    else:
+        now = f"{before}, as " + (
+            "candidates wait" if settings.gate.canary else "nothing went live"
+        )
+    return [f"{first}“{RELEASED}” is {now}."]
 
 
 def _at_the_edge(search: Search, searches: pd.DataFrame) -> str:

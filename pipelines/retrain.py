@@ -35,16 +35,14 @@ from .inputs import Inputs, data_quality
 from .kept import Kept
 from .learning import Learned, learn
 from .live import KNOWN_UNTIL
-from .plan import bytes_needed, check_adapter, check_ranks, check_writable
+from .plan import bytes_needed, check_adapter, check_ranks, check_writable, is_done
 from .progress import step
 from .ranks import in_turn, is_first, num_ranks, together
-from .reporting import compared, write_run_report
+from .reporting import CURRENT, RELEASED, compared, write_run_report
 from .run import FROM_SCRATCH, RunFolder, RunSettings, digest
 from .scratch import SCRATCH, from_scratch
 from .space import check_space
 from .yardstick import BASE, POPULARITY_RECENT, sliced, untrained, yardstick_of
-
-CURRENT, RELEASED = "current release", "what is live now"
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def retrain(settings: RunSettings, only: Sequence[str] = (), resume: bool = True
         check_writable(settings)
         inputs = Inputs.read(settings, only)
         folder = inputs.folder
-        if in_turn(lambda: folder.is_complete and _is_published(settings, folder)):
+        if in_turn(lambda: is_done(settings, folder)):
             if is_first():
                 folder.tidy()
             summary = folder.summary()
@@ -323,12 +321,6 @@ def _same(scorer: Scorer) -> ScorerOf:
 
 def _kept(settings: RunSettings, inputs: Inputs) -> Kept:
     return Kept(inputs.folder.measuring, settings.workers, inputs.shards)
-
-
-def _is_published(settings: RunSettings, folder: RunFolder) -> bool:
-    """Whether the store has what a complete run published: it may have been for another store."""
-    number, store = folder.summary()["release"], AdapterStore(settings.store_folder)
-    return number is None or (number in store.releases() and store.release(number).run == folder.id)
 
 
 def _track(

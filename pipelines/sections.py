@@ -24,9 +24,11 @@ def sections_of(tables: Tables, k: int, subject: str, baseline: str) -> list[Sec
         found.append(
             Section(
                 "Slices",
-                f"{subject} over {baseline}, on the headline metric. What users and items are like "
-                "is counted in all that came before the test window; of a slice of items only its "
-                "items count, in the same lists. q is corrected for the values of a slice.",
+                f"{subject} over {baseline}, on the headline metric. Cold: without a row before "
+                "the test window; warm: with one. User activity: how many rows the user has there, "
+                "0 the cold ones. Item popularity: head, the fewest items that hold half of those "
+                "rows; tail, the other warm ones. Of a slice of items only its items count, in the "
+                "same lists. q is corrected for the values of a slice.",
                 shown[[*columns, "low", "high", "q", "verdict"]],
             )
         )

@@ -166,6 +166,13 @@ class Work:
     k: int
     lists_per_part: int
 
+    def __post_init__(self) -> None:
+        if self.k > len(self.served.base.items):
+            raise ValueError(
+                f"k must be at most the number of items, {len(self.served.base.items):,}, got "
+                f"{self.k:,}; shorter lists hold all there is"
+            )
+
     @property
     def num_parts(self) -> int:
         return -(-len(self.wanted) // self.lists_per_part)

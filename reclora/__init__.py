@@ -45,11 +45,12 @@ if TYPE_CHECKING:
     from reclora.peft import read_peft, write_peft
     from reclora.ranking import UserItems, rank
     from reclora.recency import faded
-    from reclora.report import Report, write_report
+    from reclora.report import Report, read_report, write_report
     from reclora.splits import SplitConfig, split
     from reclora.stacks import AdapterStack
     from reclora.store import AdapterStore
     from reclora.training import HeldOutLoss, TrainingConfig, train
+    from reclora.truncation import RankCurve, rank_curve, truncate
 
 _NAMES = {
     "adapters": ("Adapter",),
@@ -76,11 +77,12 @@ _NAMES = {
     "peft": ("read_peft", "write_peft"),
     "ranking": ("UserItems", "rank"),
     "recency": ("faded",),
-    "report": ("Report", "write_report"),
+    "report": ("Report", "read_report", "write_report"),
     "splits": ("SplitConfig", "split"),
     "stacks": ("AdapterStack",),
     "store": ("AdapterStore",),
     "training": ("HeldOutLoss", "TrainingConfig", "train"),
+    "truncation": ("RankCurve", "rank_curve", "truncate"),
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -14,12 +14,24 @@ from numpy.typing import NDArray
 U64 = NDArray[np.uint64]
 
 
+_UNDER = "\0seed "
+
+
 def segment_seed(seed: int, segment: str) -> int:
     """63 bits from the run's seed and the segment's name, the same whatever other segments there
-    are.
+    are; of a segment that is named `under_seed`, from the seed in its name.
     """
-    digest = hashlib.blake2b(f"{seed}\0{segment}".encode("utf-8", "surrogatepass"), digest_size=8)
+    name, under, own = segment.rpartition(_UNDER)
+    drawn_by = f"{own}\0{name}" if under else f"{seed}\0{segment}"
+    digest = hashlib.blake2b(drawn_by.encode("utf-8", "surrogatepass"), digest_size=8)
     return int.from_bytes(digest.digest(), "little") >> 1
+
+
+def under_seed(segment: str, seed: int) -> str:
+    """What a copy of a segment is called that draws as the segment does in a run of this seed,
+    whatever the seed of the copy's own run. So it can train under several seeds in one pass.
+    """
+    return f"{segment}{_UNDER}{seed}"
 
 
 def mix(counters: U64) -> U64:

@@ -1,10 +1,12 @@
 """Tests of reclora.interactions.contract: a file that breaks it is named, with what is wrong."""
 
 import random
+import re
 import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -68,15 +70,21 @@ def test_what_keeps_the_contract_passes(
         ({" weight": pa.array([1, 2])}, ["column ' weight': rename it to 'weight'"]),
         (
             {"item_id": pa.array([1.0, 2.0])},
-            ["'item_id': expected a string or an integer", "double"],
+            ["'item_id': expected a string or an integer, got double; write whole numbers as"],
         ),
-        ({"user_id": pa.array([b"a", b"b"])}, ["'user_id'", "got binary"]),
-        ({"segment": pa.array([1, 2])}, ["'segment': expected a string, got int64"]),
-        ({"label": pa.array(["1", "2"])}, ["'label': expected a float or an integer, got string"]),
-        ({"weight": pa.array([True, False])}, ["'weight'", "got bool"]),
-        ({"timestamp": pa.array([1, 2], pa.date32())}, ["'timestamp'", "got date32"]),
-        ({"timestamp": pa.array([1.0, 2.0])}, ["'timestamp'", "got double"]),
-        ({"timestamp": pa.array(["2024-01-01", "2024-01-02"])}, ["'timestamp'", "got string"]),
+        ({"user_id": pa.array([b"a", b"b"])}, ["'user_id'", "got binary; write strings"]),
+        ({"segment": pa.array([1, 2])}, ["'segment': expected a string, got int64; write strings"]),
+        (
+            {"label": pa.array(["1", "2"])},
+            ["'label': expected a float or an integer, got string; write numbers"],
+        ),
+        ({"weight": pa.array([True, False])}, ["'weight'", "got bool; write 1 and 0"]),
+        ({"timestamp": pa.array([1, 2], pa.date32())}, ["'timestamp'", "got date32[day]; write"]),
+        ({"timestamp": pa.array([1.0, 2.0])}, ["'timestamp'", "got double; write whole numbers"]),
+        (
+            {"timestamp": pa.array(["2024-01-01", "2024-01-02"])},
+            ["'timestamp'", "got string; write moments"],
+        ),
     ],
 )
 def test_a_broken_column_is_named_with_what_was_found(
@@ -84,6 +92,32 @@ def test_a_broken_column_is_named_with_what_was_found(
 ) -> None:
     message = refusal(write(tmp_path / "bad.parquet", **changes))
     assert all(words in message for words in ["bad.parquet", *wanted]), message
+
+
+@pytest.mark.parametrize(
+    ("column", "contract"),
+    [
+        (pd.Series(["2024-01-01", "2024-01-02"], name="timestamp"), {}),
+        (pd.Series([NOW + 0.0, NOW + 1.0], name="timestamp"), {"time_unit": "s"}),
+        (pd.Series([True, False], name="label"), {}),
+        (pd.Series(["1", "0.5"], name="weight"), {}),
+        (pd.Series([1.0, 2.0], name="item_id"), {}),
+        (pd.Series([1, 2], name="segment"), {}),
+        (pd.Series([0.5, 1.5], name="price"), {"attributes": ("price",)}),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_what_it_says_to_do_about_a_type_mends_it(
+    tmp_path: Path, column: pd.Series, contract: dict[str, Any]
+) -> None:
+    log = pa.table(GOOD).to_pandas()
+    log[column.name] = column
+    log.to_parquet(tmp_path / "log.parquet")
+    message = refusal(tmp_path / "log.parquet", **contract)
+    (remedy,) = re.findall(r"(?:pd\.\w+\()?log\['\w+'\][^ ]*(?: utc=True\))?", message)
+    log[column.name] = eval(remedy.rstrip(","), {"pd": pd, "log": log})
+    log.to_parquet(tmp_path / "log.parquet")
+    assert check_files([tmp_path / "log.parquet"], LogContract(**contract), now=NOW)
 
 
 def test_a_duplicated_column_is_an_error(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from reclora.counted import mix, segment_seed
+from reclora.counted import mix, segment_seed, under_seed
 from tests import reference
 
 
@@ -40,3 +40,13 @@ def test_seeds_depend_on_seed_and_name_only_and_hold_any_name() -> None:
     assert all(0 <= seed < 1 << 63 for seed in seeds)
     digest = hashlib.blake2b("7\0日本".encode(), digest_size=8).digest()
     assert segment_seed(7, "日本") == int.from_bytes(digest, "little") // 2
+
+
+def test_a_copy_draws_as_its_segment_does_under_its_seed() -> None:
+    names = ["a", "", "日本", "a\0seed", "\ud800"]
+    copies = {under_seed(name, seed) for name in names for seed in (0, 1, 11)}
+    assert len(copies) == 15 and not copies & {*names}
+    for name in names:
+        for seed in (0, 1, 11):
+            found = {segment_seed(run, under_seed(name, seed)) for run in (0, 5)}
+            assert found == {segment_seed(seed, name)}

@@ -78,6 +78,11 @@ def line_of(text: str) -> int:
         ("rows_lr = 1e-3", "rows_lr = nan", "expected a finite number, got nan"),
         ("rows_lr = 1e-3", "rows_lr = -inf", "expected a finite number, got -inf"),
         ("rows_lr = 1e-3", "rows_lr = -1", "rows_lr must be a positive number"),
+        (
+            "[gate]",
+            "[evaluation]\nmetrics = ['nDCG']",
+            "evaluation.metrics: unknown name in metrics 'nDCG'; did you mean 'ndcg'?",
+        ),
         ("seeds = [0]", "seeds = " + "[" * 40 + "]" * 40, "settings nest at most 32 deep"),
         ("seeds = [0]", "seeds = " + "[" * 9999 + "]" * 9999, "settings nest at most 32 deep"),
         ("seeds = [0]", 'seeds = !!python/object/apply:os.system ["true"]', "not TOML"),

@@ -116,7 +116,7 @@ ALL_MODELS = [
     "frozen base",
     "pooled adapter",
     "per-segment adapters",
-    "what is live now",
+    "live after the run",
 ]
 
 
@@ -423,7 +423,10 @@ def test_the_next_night_goes_on_from_what_is_live(tmp_path: Path, base: Path) ->
         row = second.decisions.table.set_index("segment").loc[name]
         assert row["status"] in ("promoted", "kept")
     models = set(read_parquet(second.folder.results).to_pandas()["model"])
-    assert {"current release", "what is live now"} <= models and "pooled adapter" not in models
+    assert {
+        "live before the run",
+        "live after the run",
+    } <= models and "pooled adapter" not in models
     store = AdapterStore(settings.store_folder)
     parents = {
         id(adapter.parent)

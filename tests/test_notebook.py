@@ -5,14 +5,19 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import torch
 from test_report import HOSTILE, SUBJECT, example
 
 from reclora.bank import AdapterBank
 from reclora.configs import AdapterConfig
+from reclora.evaluation import EvaluationConfig, hold_out
 from reclora.notebook import ROWS, as_html
+from reclora.ranking import rank
 from reclora.store import AdapterStore
 from reclora.training import HeldOutLoss, Training, TrainingConfig, train
+from tests.small_stores import adapters
 from tests.small_worlds import make_base, make_log
 
 SIZES = {"<b>de</b>": 40, "fr": 9}
@@ -39,7 +44,10 @@ def test_a_log_a_bank_a_training_and_a_store_show_their_segments(tmp_path: Path)
     training = train(bank, log, TrainingConfig(epochs=2), judge=HeldOutLoss(log, TrainingConfig()))
     store = AdapterStore(tmp_path / "store")
     store.publish(bank.adapters(), reason="<i>first</i>", author="me")
-    for shown in (log, bank, training):
+    held_out = hold_out(log, log.select(np.arange(len(log)) % 2 == 0), EvaluationConfig())
+    release = store.current()
+    assert release is not None
+    for shown in (log, bank, training, held_out, release):
         text = shown._repr_html_()
         assert "&lt;b&gt;de&lt;/b&gt;" in text and "<b>" not in text
     assert re.search(r"<td>fr</td>\s*<td>9</td>", log._repr_html_())
@@ -48,6 +56,42 @@ def test_a_log_a_bank_a_training_and_a_store_show_their_segments(tmp_path: Path)
     helped = sum(epoch > 0 for epoch in training.best_epoch.values())
     assert repr(training).startswith(f"Training({helped} of 2 segments better than before, ")
     assert f"{training.steps} steps" in repr(training)
+
+
+def test_what_is_held_out_what_is_ranked_and_a_release_are_a_line() -> None:
+    base = make_base(hidden=())
+    log = make_log(base, SIZES)
+    seen = log.select(np.arange(len(log)) % 2 == 0)
+    held_out = hold_out(log, seen, EvaluationConfig((10, 5), ("ndcg", "recall")))
+    counts = held_out.counts()
+    assert repr(held_out) == (
+        f"HeldOut({counts['users'].sum()} users of 2 segments, {counts['relevant'].sum()} relevant "
+        f"items of {len(base.items)}; ndcg, recall at 10, 5)"
+    )
+    assert counts["users"].min() > 0
+    assert [repr(segment) for segment in held_out.segments] == [
+        f"HeldOutSegment({row.segment!r}, {row.users} users, {row.relevant} relevant items)"
+        for row in counts.itertuples()
+    ]
+    users = torch.arange(3)
+    assert repr(rank(base.scorer(), users, 2)) == "RankedLists(3 users, k=2)"
+    two = torch.zeros(len(base.items), dtype=torch.bool)
+    two[:2] = True
+    lists = rank(base.scorer(), users, 4, candidates_N=two)
+    assert repr(lists) == "RankedLists(3 users, k=4, 3 with fewer candidates)"
+
+
+def test_a_release_is_a_line_and_its_segments(tmp_path: Path) -> None:
+    store = AdapterStore(tmp_path / "store")
+    store.publish(adapters({"de": 1, "fr": 1}), reason="first\n\x1b", author="me")
+    store.publish(adapters({"de": 2}), reason="second", canary=0.1)
+    first, second = store.release(1), store.release(2)
+    when = f"{first.time:%Y-%m-%d %H:%M:%S} UTC"
+    assert repr(first) == f"Release(1, {when} by 'me': 'first\\n\\x1b'; 2 segments)"
+    assert repr(second).endswith(": 'second'; 2 segments, 1 candidates)")
+    text = first._repr_html_()
+    pack = first.segments["fr"].pack[:12]
+    assert re.search(rf"<td>fr</td>\s*<td>own</td>\s*<td>{pack}</td>", text)
 
 
 def test_a_report_shows_its_answer_and_segments() -> None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,9 @@ def test_history(store: AdapterStore) -> None:
     assert lines[1].endswith("2 segments  run r2  second") and "  ann  2 segments" in lines[2]
     about = printed("history", store.root)
     assert [release["number"] for release in about] == [3, 2, 1]
+    for line, release in zip(lines, about, strict=True):
+        moment = datetime.fromisoformat(release["time"])
+        assert f"  {moment.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC  " in line
     assert (about[0]["share"], about[0]["candidates"], about[1]["run"]) == (0.25, 1, "r2")
     for at, live in (("2001-01-01", []), ("2999-01-01T09:30+02:00", [3, 2, 1])):
         assert [release["number"] for release in printed("history", store.root, "--at", at)] == live

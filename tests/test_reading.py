@@ -183,6 +183,7 @@ def test_above_the_limit_the_error_names_the_first_row_and_the_counts(tmp_path: 
     assert "timestamp is before 1990: 1" in message and "user_id is empty: 1" in message
     assert "q.parquet" in message
     assert "they look like" not in message
+    assert "q.parquet; mend them, or raise max_quarantined of the log's contract" in message
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,8 @@ def test_above_the_limit_the_error_names_the_first_row_and_the_counts(tmp_path: 
 def test_a_wrong_unit_is_found_out(tmp_path: Path, declared: str, true: str) -> None:
     per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[true]
     times = [second * per_second for second in GOOD["timestamp"]]
-    with pytest.raises(LogError, match=f"out of range in '{declared}'; they look like '{true}'"):
+    said = f"out of range in '{declared}'; they look like '{true}': set time_unit = '{true}'"
+    with pytest.raises(LogError, match=said):
         read(tmp_path, pa.table({**GOOD, "timestamp": times}), time_unit=declared, limit=0.01)
 
 

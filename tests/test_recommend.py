@@ -468,6 +468,8 @@ def test_another_request_is_refused(run: Run, tmp_path: Path) -> None:
     assert kept.items() <= before.items() and len(kept) == len(before) - 2
     with pytest.raises(StoreError, match="has no release 99"):
         run(release=99)
+    with pytest.raises(ValueError, match="k must be at most the number of items, .*, got 100,000"):
+        run(k=100_000)
     with pytest.raises(ValueError, match="k and lists_per_part must be at least 1, got 0"):
         run(k=0)
 

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plotly.graph_objects import Figure
 
-from reclora.report import Report, markdown, plotly_figures, write_csv, write_report
+from reclora.report import Report, Section, markdown, plotly_figures, write_csv, write_report
 from reclora.report.contents import LIFT
 from reclora.report.text import interval, label, number, percent, short, shown, signed
 
@@ -342,6 +342,49 @@ def test_models_are_sorted_and_appear_once_whatever_the_index(tmp_path: Path) ->
     assert re.findall(r"943 (\.\d{4}) ", table) == [number(mean) for mean in MODELS.values()]
 
 
+def drawn_as(report: Report, folder: Path, shows: str) -> dict[str, tuple[str, str]]:
+    """Entry of the legend -> (hue, dash) of its lines."""
+    data = page_of(report, folder).figures()[shows]["data"]
+    found = {(t["name"], t["line"]["color"], t["line"]["dash"]) for t in data}
+    assert len(found) == len({name for name, *_ in found}), "one style a name"
+    return {name: (hue, dash) for name, hue, dash in found}
+
+
+def test_a_model_is_drawn_alike_on_every_page(tmp_path: Path) -> None:
+    report = example()
+    first = drawn_as(report, tmp_path, "by_k")
+    assert len(set(first.values())) == len(MODELS)
+    # On another page others lead, and some are not there.
+    means = report.means[report.means["model"] != "pooled adapter"].copy()
+    means["mean"] = -means["mean"]
+    other = drawn_as(replace(report, means=means), tmp_path, "by_k")
+    assert other == {name: style for name, style in first.items() if name != "pooled adapter"}
+    rows = [
+        {"model": model, "segment": segment, "epoch": 1, "value": 0.1}
+        for model in ("pooled adapter", SUBJECT)
+        for segment in ("a", "b")
+    ]
+    curves = drawn_as(replace(report, curves=pd.DataFrame(rows)), tmp_path, "curves")
+    for entry, style in curves.items():
+        assert style == first[entry.partition(" · ")[0]]
+    # The question's two sides by their role: whatever they are called.
+    named = {SUBJECT: "release 7", BASELINE: "what was there"}
+    frames = {n: getattr(report, n).replace(named) for n in ("means", "lifts")}
+    turned = replace(report, subject=named[SUBJECT], baseline=named[BASELINE], **frames)
+    found = drawn_as(turned, tmp_path, "by_k")
+    assert [found[named[name]] for name in named] == [first[name] for name in named]
+
+
+def test_more_models_than_styles_are_all_drawn(tmp_path: Path) -> None:
+    report = example()
+    more = [
+        report.means[report.means["model"] == BASELINE].assign(model=f"model {n}")
+        for n in range(40)
+    ]
+    found = drawn_as(replace(report, means=pd.concat([report.means, *more])), tmp_path, "by_k")
+    assert len(found) == 40 + len(MODELS) and len(set(found.values())) == 22
+
+
 def test_pooled_curves_and_categorical_columns(tmp_path: Path) -> None:
     report = example()
     pooled = pd.DataFrame({"model": "pooled adapter", "segment": [None], "epoch": 1, "value": 0.1})
@@ -403,7 +446,12 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         write_report(path, broken)
     assert path.read_bytes() == before
-    assert sorted(os.listdir(tmp_path)) == ["report.csv", "report.html", "report.md"]
+    assert sorted(os.listdir(tmp_path)) == [
+        "report.csv",
+        "report.html",
+        "report.md",
+        "report.parquet",
+    ]
     mask = os.umask(0)
     os.umask(mask)
     assert path.stat().st_mode & 0o777 == 0o666 & ~mask
@@ -511,6 +559,31 @@ def test_a_segment_is_one_row_of_all_that_is_known(tmp_path: Path) -> None:
     wanted = {lift["segment"]: lift for lift in report.headline("segment")}
     for row in table.iloc[:-1].to_dict("records"):
         assert {key: row[key] for key in LIFT} == {key: wanted[row["segment"]][key] for key in LIFT}
+
+
+def test_lifts_of_a_section_are_written_as_those_of_segments(tmp_path: Path) -> None:
+    report = example()
+    rows = [
+        {"slice": "users", "value": value} | {name: lift[name] for name in LIFT if name != "note"}
+        for value, lift in zip(("cold", "warm"), report.headline("segment"), strict=False)
+    ]
+    other = pd.DataFrame({"model": [SUBJECT], "novelty": [0.5]})
+    sections = [Section("Slices", "Of users.", pd.DataFrame(rows)), Section("Lists", "", other)]
+    page = page_of(replace(report, sections=sections), tmp_path)
+    text = re.sub(r"\s+", " ", page.text)
+    headers = f"lift verdict 95 % interval q {BASELINE} {SUBJECT} users"
+    assert f"slice value {headers}" in text and f"segment {headers} could show" in text
+    of_slices = text.split("Of users.")[1].split("Lists")[0]
+    assert "baseline mean" not in of_slices and "difference" not in of_slices
+    for row in rows:
+        mark = {"better": "▲", "worse": "▼"}.get(str(row["verdict"]), "○")
+        means = number(row["baseline_mean"]), number(row["model_mean"])
+        assert (
+            f"users {row['value']} {signed(row['difference'])} {mark} {row['verdict']} "
+            f"{interval(row['low'], row['high'])} {number(row['q'])} {' '.join(means)} "
+            f"{row['users']}"
+        ) in of_slices
+    assert f"model novelty {SUBJECT} .5000" in text
 
 
 def test_decisions_stand_in_a_table_of_their_own(tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 """From results to the report: which pairs are compared, and what became of each segment."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
@@ -13,14 +16,25 @@ from reclora.comparison import compare
 from reclora.configs import FULL, AdapterConfig
 from reclora.files import read_parquet
 from reclora.ladder import rungs
-from reclora.pipelines.contenders import SUBJECT, Contender, Trained
+from reclora.pipelines.contenders import SUBJECT, Contender, Trained, contenders
 from reclora.pipelines.gating import Decisions
-from reclora.pipelines.reporting import describe, pairs_of, segment_states, spectra_of
-from reclora.pipelines.yardstick import BASE
+from reclora.pipelines.reporting import (
+    CURRENT,
+    RELEASED,
+    before_and_after,
+    describe,
+    pairs_of,
+    segment_states,
+    spectra_of,
+)
+from reclora.pipelines.run import Compared
+from reclora.pipelines.scratch import SCRATCH
+from reclora.pipelines.yardstick import BASE, POPULARITY_ALL, POPULARITY_RECENT
+from reclora.report.figures import USUAL
 from reclora.report.text import interval, number, signed
 from reclora.splits import Windows
 from reclora.training import Training
-from tests.small_runs import finished
+from tests.small_runs import finished, small_settings
 from tests.small_worlds import KINDS, make_base, make_log
 
 
@@ -78,6 +92,40 @@ def test_the_page_holds_the_headline(tmp_path_factory: pytest.TempPathFactory) -
     assert outcome.folder.id in page and "NDCG@10" in page
     assert "Each trained model is of one seed;" in page
     assert "chosen on validation" in page and settings.name in page
+
+
+def test_the_page_has_a_style_for_each_model_of_a_run() -> None:
+    settings = small_settings(Path("."), Path("log.parquet"), compared=get_args(Compared))
+    named = {each.model for each in contenders(settings)} - {SUBJECT}
+    named |= {CURRENT, RELEASED, POPULARITY_ALL, POPULARITY_RECENT, SCRATCH}
+    assert named == set(USUAL) and len(USUAL) == len(named)
+
+
+def test_the_page_says_which_row_is_before_and_which_after(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    settings, outcome = finished(tmp_path_factory)
+    table = outcome.decisions.table
+    (said,) = before_and_after(settings, outcome.decisions, [RELEASED])
+    assert len(table) == 4 and len(outcome.decisions.goes_live) == 4
+    assert said == (
+        f"Nothing was live before the run; “{RELEASED}” is what it published in 4 of 4 segments."
+    )
+    assert said in outcome.folder.report.read_text(encoding="utf-8")
+    some = Decisions(table.assign(status=["promoted", "kept", "fell back", "skipped"]))
+    (said,) = before_and_after(settings, some, [RELEASED])
+    assert said.endswith("what it published in 2 of 4 segments, and the frozen base in the others.")
+    both = [CURRENT, RELEASED]
+    (said,) = before_and_after(settings, some, both)
+    assert said == (
+        f"“{RELEASED}” is what it published in 2 of 4 segments, and “{CURRENT}” in the others."
+    )
+    none = Decisions(table.assign(status="kept"))
+    (said,) = before_and_after(settings, none, both)
+    assert said == f"“{RELEASED}” is “{CURRENT}”, as nothing went live."
+    canary = replace(settings, gate=replace(settings.gate, canary=0.1))
+    (said,) = before_and_after(canary, some, both)
+    assert said == f"“{RELEASED}” is “{CURRENT}”, as candidates wait."
 
 
 SIZES = {

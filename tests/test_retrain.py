@@ -156,7 +156,7 @@ def test_the_results_table_is_as_documented(tmp_path_factory: pytest.TempPathFac
         "pooled adapter",
         "per-segment adapters, no parent",
         SUBJECT,
-        "what is live now",
+        "live after the run",
     }
     assert not results.duplicated(RESULTS[:-1]).any()
     assert results["value"].between(0, 1).all()

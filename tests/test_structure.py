@@ -285,6 +285,7 @@ def test_what_may_not_be_imported(module: str) -> None:
     # It takes seconds: only where a model has its modules, and in the check-up's process.
     if module not in (
         "reclora.modules.torchrec",
+        "reclora.distributed.placement",
         "reclora.distributed.shards",
         "reclora.pipelines.doctor",
     ):

@@ -7,8 +7,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import ndtri
-from scipy.stats import false_discovery_control
 
 Verdict = Literal["better", "worse", "cannot tell"]
 
@@ -31,6 +29,9 @@ def benjamini_hochberg(p: NDArray[np.float64]) -> NDArray[np.float64]:
     q = np.full(len(p), np.nan)
     known = ~np.isnan(p)
     if known.any():
+        # It takes most of a second to load, and who reads settings compares nothing.
+        from scipy.stats import false_discovery_control
+
         q[known] = false_discovery_control(p[known], method="bh")
     return q
 
@@ -61,6 +62,8 @@ class Effect:
 
         Source: Cohen, "Statistical Power Analysis for the Behavioral Sciences", 1988, chapter 2.
         """
+        from scipy.special import ndtri
+
         users = len(differences_U)
         difference = float(differences_U.mean()) if users else np.nan
         deviation = float(differences_U.std(ddof=1)) if users > 1 else np.nan

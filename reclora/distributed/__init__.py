@@ -13,11 +13,12 @@ the tables and what its log touches, never a table.
 
 from reclora.distributed.division import divide, rows_of_training
 from reclora.distributed.parts import PartTable
+from reclora.distributed.placement import DistributedError
 from reclora.distributed.ranking import Request, rank_sharded
 from reclora.distributed.recommending import recommend_here, recommend_sharded
 from reclora.distributed.rounds import Rounds
 from reclora.distributed.saved import load_adapters, save_adapters
-from reclora.distributed.shards import DistributedError, ShardedBase
+from reclora.distributed.shards import ShardedBase
 from reclora.distributed.training import TrainedChunk, train_sharded
 
 __all__ = [

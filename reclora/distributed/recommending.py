@@ -14,9 +14,10 @@ from torch import Tensor
 
 from reclora.adapters import Adapter
 from reclora.distributed.division import balanced
+from reclora.distributed.placement import DistributedError
 from reclora.distributed.ranking import Request
 from reclora.distributed.rounds import Rounds
-from reclora.distributed.shards import DistributedError, ShardedBase
+from reclora.distributed.shards import ShardedBase
 from reclora.evaluation import HeldOut, HeldOutSegment, KeptLists, Lists, ScorerOf
 from reclora.evaluation.lists import pieces_of
 from reclora.evaluation.pieces import tasks_of

@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from reclora.adapters import Adapter
-from reclora.distributed.shards import DistributedError
+from reclora.distributed.placement import DistributedError
 from reclora.files import make_folder
 from reclora.stacks import AdapterStack
 from reclora.store.layout import hashed_path

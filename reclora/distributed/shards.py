@@ -11,10 +11,10 @@ saved base, and no other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -23,17 +23,21 @@ from torch import Tensor
 
 from reclora.base import BaseModel
 from reclora.distributed.parts import PartRows, PartTable
+from reclora.distributed.placement import (
+    FETCH_ROWS,
+    DistributedError,
+    Sharding,
+    TableSizes,
+    free_memory,
+    place,
+    planner_of,
+    sharders,
+    tables_of,
+)
 from reclora.interactions import IdMap
 
-Sharding = Literal["row_wise", "table_wise"]
 READ_ROWS = 1 << 16
 """Rows that are read from the file at once: its pages are let go in between."""
-FETCH_ROWS = 1 << 12
-"""Rows that a rank asks for at once: TorchRec copies what it brings several times."""
-
-
-class DistributedError(RuntimeError):
-    """The ranks cannot work together; the message says why and what to do."""
 
 
 class ShardedBase:
@@ -67,7 +71,8 @@ class ShardedBase:
 
         Raises:
             BaseError: as `BaseModel.load`.
-            DistributedError: there is no process group; or ranks opened different bases.
+            DistributedError: there is no process group; ranks opened different bases; or a rank
+                has not the memory for its share of the tables, and nothing is started.
         """
         if not dist.is_initialized():
             raise DistributedError(
@@ -78,7 +83,10 @@ class ShardedBase:
         assert group is not None
         base = BaseModel.load(folder)
         check_same("bases", base.fingerprint, group)
-        tables = _sharded(base, sharding, group)
+        sizes = TableSizes(
+            base.user_table.num_own_rows, base.item_table.num_own_rows, base.embedding_dim
+        )
+        tables = _sharded(sizes, sharding, group)
         for name, rows_NX, first in _local(tables, base):
             _read(folder / "tables.safetensors", name, base.embedding_dim, rows_NX, first)
         # What stays of the tables is their size and mean: the mapped file is let go.
@@ -169,17 +177,6 @@ class ShardedBase:
                 tensor[now] = part_CW
 
 
-class _Tables(torch.nn.Module):
-    """Both tables; TorchRec has a collection for each width."""
-
-    def __init__(self, collections: Mapping[str, torch.nn.Module]) -> None:
-        super().__init__()
-        self.collections = torch.nn.ModuleDict(collections)
-
-    def forward(self, name: str, wanted: Any) -> Any:
-        return self.collections[name](wanted)
-
-
 def _own_rows(rows: Tensor, num_own: int) -> Tensor:
     """Each of the base's own rows once, ascending. FBGEMM would make row 0 of what is none."""
     if len(rows) and int(rows.min()) < 0:
@@ -230,54 +227,29 @@ def check_same(what: str, name: str, group: dist.ProcessGroup | None = None) -> 
         )
 
 
-def _sharded(base: BaseModel, sharding: Sharding, group: dist.ProcessGroup) -> torch.nn.Module:
-    """TorchRec's tables, each rank's share of them, with no numbers put in yet."""
-    from fbgemm_gpu.split_embedding_configs import EmbOptimType
-    from torchrec import EmbeddingCollection, EmbeddingConfig
-    from torchrec.distributed import DistributedModelParallel
-    from torchrec.distributed.embedding import EmbeddingCollectionSharder
-    from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
-    from torchrec.distributed.planner.types import ParameterConstraints
-    from torchrec.distributed.types import ModuleSharder, ShardingEnv
+def _sharded(sizes: TableSizes, sharding: Sharding, group: dist.ProcessGroup) -> torch.nn.Module:
+    """TorchRec's tables, each rank's share of them, with no numbers put in yet.
 
-    dim, ranks = base.embedding_dim, dist.get_world_size(group)
-    sizes = {
-        "user": (base.user_table.num_own_rows, dim),
-        "item": (base.item_table.num_own_rows, dim + 1),
-    }
-    # On `meta` no rank makes a whole table.
-    whole = _Tables(
-        {
-            name: EmbeddingCollection(
-                device=torch.device("meta"),
-                tables=[
-                    EmbeddingConfig(
-                        name=name,
-                        # No rank may be without a row.
-                        num_embeddings=max(1, -(-rows // ranks)) * ranks,
-                        embedding_dim=-(-width // 4) * 4,
-                        feature_names=[name],
-                    )
-                ],
-            )
-            for name, (rows, width) in sizes.items()
-        }
-    )
-    # The free planner copies small tables to every rank. Plain SGD has no state, and never steps.
-    constraints = {
-        name: ParameterConstraints(sharding_types=[sharding], compute_kernels=["fused"])
-        for name in sizes
-    }
-    fused = {"optimizer": EmbOptimType.EXACT_SGD, "learning_rate": 0.0}
-    sharders: list[ModuleSharder[Any]] = [EmbeddingCollectionSharder(fused_params=fused)]
-    topology = Topology(world_size=ranks, local_world_size=ranks, compute_device="cpu")
-    planner = EmbeddingShardingPlanner(topology=topology, constraints=constraints)
+    Raises:
+        DistributedError: they do not fit, see `place`.
+    """
+    from torchrec.distributed import DistributedModelParallel
+    from torchrec.distributed.types import ShardingEnv
+
+    ranks = dist.get_world_size(group)
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+    # The least, so that all ranks are refused or none.
+    memory = torch.tensor(free_memory(ranks_here))
+    dist.all_reduce(memory, dist.ReduceOp.MIN, group=group)
+    place(sizes, ranks, int(memory), sharding, ranks_here)
+    whole, how = tables_of(sizes, ranks), sharders()
+    planner = planner_of(ranks, int(memory), sharding, ranks_here)
     tables: torch.nn.Module = DistributedModelParallel(
         whole,
         env=ShardingEnv.from_process_group(group),
         device=torch.device("cpu"),
-        plan=planner.collective_plan(whole, sharders, group),
-        sharders=sharders,
+        plan=planner.collective_plan(whole, how, group),
+        sharders=how,
         init_data_parallel=False,
     )
     return tables

@@ -38,7 +38,7 @@ class EvaluationConfig:
         if not self.metrics or len(set(self.metrics)) < len(self.metrics):
             raise ValueError(f"metrics must be different names, got {self.metrics}")
         for metric in self.metrics:
-            check_name("metric", metric, METRICS)
+            check_name("name in metrics", metric, METRICS)
         check_name("candidates", self.candidates, get_args(Candidates))
         if self.retrieve < 0 or 0 < self.retrieve < max(self.ks):
             raise ValueError(
@@ -53,8 +53,15 @@ class EvaluationConfig:
 
 
 def check_name(what: str, name: str, known: Iterable[str]) -> None:
-    """Refuse an unknown name, offering near ones (ValueError)."""
+    """Refuse an unknown name, offering near ones, whatever their case (ValueError)."""
     names = list(known)
-    if name not in names:
-        near = difflib.get_close_matches(name, names, n=3) or names[:10]
-        raise ValueError(f"unknown {what} {name!r}; did you mean {' or '.join(map(repr, near))}?")
+    if name in names:
+        return
+    folded = {each.casefold(): each for each in names}
+    near = difflib.get_close_matches(name.casefold(), folded, n=3)
+    near = [name.casefold()] if name.casefold() in folded else near
+    hint = f"did you mean {' or '.join(repr(folded[each]) for each in near)}?"
+    if not near:
+        more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
+        hint = f"expected one of {', '.join(map(repr, names[:10]))}{more}"
+    raise ValueError(f"unknown {what} {name!r}; {hint}")

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from reclora.evaluation.config import EvaluationConfig
 from reclora.interactions import Interactions
+from reclora.notebook import as_html
 from reclora.ranking import UserItems
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HeldOutSegment:
     """The U users of a segment who have something relevant, in the same order in every field."""
 
@@ -30,6 +31,12 @@ class HeldOutSegment:
     candidates_N: Tensor | None
     users_without_relevant: int
     """Users whose held-out items in the segment they had all seen; they are in no table."""
+
+    def __repr__(self) -> str:
+        return (
+            f"HeldOutSegment({self.name!r}, {self.num_users:,} users, "
+            f"{len(self.relevant.item_rows):,} relevant items)"
+        )
 
     @property
     def num_users(self) -> int:
@@ -59,7 +66,7 @@ class HeldOutSegment:
         return hits_UK
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HeldOut:
     """What lists are held against; made once by `hold_out`, used for every model and seed."""
 
@@ -69,6 +76,17 @@ class HeldOut:
     num_seen_users: int
     """Users of the seen log."""
     segments: tuple[HeldOutSegment, ...]
+
+    def __repr__(self) -> str:
+        config, relevant = self.config, sum(len(s.relevant.item_rows) for s in self.segments)
+        return (
+            f"HeldOut({self.num_users:,} users of {len(self.segments):,} segments, {relevant:,} "
+            f"relevant items of {self.num_items:,}; {', '.join(config.metrics)} at "
+            f"{', '.join(map(str, config.ks))})"
+        )
+
+    def _repr_html_(self) -> str:
+        return as_html(self, self.counts().to_dict("list"))
 
     @property
     def num_items(self) -> int:

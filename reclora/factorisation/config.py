@@ -29,9 +29,9 @@ class FactorisationConfig:
     temperature: float = 0.1
     """What cosines are divided by; positive."""
     num_negatives: int | None = None
-    """J, negatives of a step, common to its users; at least 1. None takes every item: it costs most
-    and gives most. `bpr` compares each row with each negative, and needs a number. Of `bce` also 0:
-    the declined rows alone are its negatives."""
+    """J, negatives of a step, common to its users; at least 1. Not set, every item is
+    taken: it costs most and gives most. `bpr` compares each row with each negative, and needs a
+    number. Of `bce` also 0: the declined rows alone are its negatives."""
     batch_users: int = 256
     """Users of a step, with all their rows; at least 1."""
     embedding_dim: int = 64
@@ -58,8 +58,8 @@ class FactorisationConfig:
     """Of `ccl`: the cosine below which a negative costs nothing; finite."""
     negative_weight: float | None = None
     """Of `ccl` and `bce`: the weight of the negatives' mean against a positive, and of a declined
-    row against one; positive. None is 200 for `ccl`, which wants less the denser a log is, and 1
-    for `bce`."""
+    row against one; positive. Not set, it is 200 for `ccl`, which wants less the denser a
+    log is, and 1 for `bce`."""
     init_std: float = 0.1
     """Standard deviation of the tables' numbers before the first step; positive."""
     unobserved_weight: float = 0.01

@@ -71,7 +71,7 @@ def factorise(
         raise ValueError(
             "num_negatives = 0 leaves the declined rows as the only negatives, and "
             f"{'none were given' if declined is None else f'none of {declined!r} counts'}: give "
-            "num_negatives, or None for every item; or keep the rows of the log that were declined "
+            "num_negatives, or leave it out for every item; or keep the log's declined rows "
             "(log.contract: min_label, declined = 'keep')"
         )
     stream = np.array([segment_seed(seed, "factorisation")], np.uint64)

@@ -49,14 +49,15 @@ class LogContract:
     """What the caller declares about a log, and what shall be done with its rows."""
 
     time_unit: TimeUnit | None = None
-    """Unit of an integer `timestamp`, counted from 1970-01-01 UTC; None for Parquet timestamps."""
+    """Unit of an integer `timestamp`, counted from 1970-01-01 UTC; not set for Parquet
+    timestamps."""
     duplicates: Duplicates = "first"
     """What is merged into the earliest row: "first" all rows of one (segment, user, item), "exact"
     only those of one (segment, user, item, timestamp). Of equal times the lowest label, then the
     lowest weight, stays."""
     min_label: float | None = None
-    """Rows with a label below it are no positive interaction: dropped and counted. None keeps all
-    rows."""
+    """Rows with a label below it are no positive interaction: dropped and counted. Not set, all
+    rows are kept."""
     declined: Declined = "drop"
     """What becomes of the rows below `min_label`: "drop", or "keep" them beside the log, for
     pretraining with loss = "bce". They count for nothing else: not as seen, relevant or popular."""
@@ -68,12 +69,14 @@ class LogContract:
     def __post_init__(self) -> None:
         if self.time_unit not in (None, *PER_SECOND):
             raise ValueError(
-                f"time_unit must be one of s, ms, us, ns or None, got {self.time_unit!r}"
+                f"time_unit must be one of s, ms, us, ns, or be left out, got {self.time_unit!r}"
             )
         if self.duplicates not in get_args(Duplicates):
             raise ValueError(f"duplicates must be 'first' or 'exact', got {self.duplicates!r}")
         if self.min_label is not None and not abs(self.min_label) < float("inf"):
-            raise ValueError(f"min_label must be a finite number or None, got {self.min_label}")
+            raise ValueError(
+                f"min_label must be a finite number, or be left out, got {self.min_label}"
+            )
         if self.declined not in get_args(Declined):
             raise ValueError(f"declined must be 'drop' or 'keep', got {self.declined!r}")
         if self.declined == "keep" and self.min_label is None:
@@ -222,8 +225,24 @@ def _kind(name: str, found: pa.DataType) -> str:
         wanted = "a float or an integer"
         kind = "number" if pa.types.is_integer(found) or pa.types.is_floating(found) else None
     if kind is None:
-        raise LogError(f"column {name!r}: expected {wanted}, got {found}")
+        raise LogError(f"column {name!r}: expected {wanted}, got {found}; {_remedy(name, found)}")
     return kind
+
+
+def _remedy(name: str, found: pa.DataType) -> str:
+    """How a column of a wrong type becomes one of the contract; as pandas says it, where it can."""
+    column, whole = f"log[{name!r}]", "astype('int64')"
+    if name == "timestamp":
+        if pa.types.is_floating(found):
+            return f"write whole numbers, {column}.{whole}, and set time_unit"
+        return f"write moments, such as pd.to_datetime({column}, utc=True)"
+    if name in OPTIONAL:
+        if pa.types.is_boolean(found):
+            return f"write 1 and 0, {column}.astype('int8')"
+        return f"write numbers, such as pd.to_numeric({column})"
+    if name in ("user_id", "item_id") and pa.types.is_floating(found):
+        return f"write whole numbers as integers, {column}.{whole}, or strings"
+    return f"write strings, such as {column}.astype('string')"
 
 
 def _unit_problems(
@@ -259,7 +278,7 @@ def _likely_unit(metadata: pq.FileMetaData, now: float) -> str | None:
 def _disagreements(file: LogFile, first: LogFile) -> list[str]:
     return [
         f"{file.path}: column {name!r}: expected {first.kinds.get(name, 'no such column')} as in "
-        f"{first.path}, got {file.kinds.get(name, 'no such column')}"
+        f"{first.path}, got {file.kinds.get(name, 'no such column')}; write all files alike"
         for name in dict.fromkeys((*REQUIRED, *OPTIONAL, *file.kinds))
         if file.kinds.get(name) != first.kinds.get(name)
     ]

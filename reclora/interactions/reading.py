@@ -60,9 +60,15 @@ class OutOfRange:
     def hint(self, now: float) -> str:
         """Say what is wrong, with the unit that would fit."""
         unit = plausible_unit(self.typical, now)
+        remedy = "they fit no unit: write moments of 1990 and later"
+        if unit:
+            is_declared = self.file.kinds["timestamp"] == "integer"
+            remedy = f"they look like {unit!r}: " + (
+                f"set time_unit = {unit!r}" if is_declared else "write them in that unit"
+            )
         return (
             f"{self.file.path}: {self.rows:,} of {self.file.rows:,} timestamps are out of range in "
-            f"{self.file.time_unit!r}; {f'they look like {unit!r}' if unit else 'they fit no unit'}"
+            f"{self.file.time_unit!r}; {remedy}"
         )
 
 
@@ -136,7 +142,7 @@ class Quarantine:
             f"first: {self._first}",
             f"by reason: {counts}",
             *(times.hint(now) for times in mostly),
-            f"all are listed in {path}",
+            f"all are listed in {path}; mend them, or raise max_quarantined of the log's contract",
         ]
         raise LogError("\n".join(lines))
 

@@ -29,9 +29,13 @@ class BagSite:
         self.deltas, self.touched = deltas.deltas, deltas.touched
 
     def attach(self, current: Current) -> Callable[[], None]:
-        return hook_outputs(self.module, current, self._adapted)
+        return hook_outputs(self.module, current, self.adapted)
 
-    def _adapted(self, tiles: Tiles, args: tuple[Any, ...], pooled_BD: Tensor) -> Tensor:
+    def adapted(self, tiles: Tiles, args: tuple[Any, ...], pooled_BD: Tensor) -> Tensor:
+        """Args:
+        args: of the module's forward: ids, offsets, weights.
+        pooled_BD: what it made of them.
+        """
         ids, offsets, weights = (*args, None, None)[:3]
         num_bags = len(pooled_BD)
         if num_bags != len(tiles):

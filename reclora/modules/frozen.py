@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from reclora.adapters import Adapter
 from reclora.configs import AdapterError
+from reclora.modules.sharded import anywhere, in_order, shape_and_type, unwrapped, whole_rows
 from reclora.modules.sites import Site
 
 
 class Fingerprint:
     """`fingerprint_of` a model, worked out when it is asked for, and anew only where a tensor was
-    written since (torch counts that; writing through `.data` it does not count).
+    written since (torch counts that; writing through `.data` it does not count). Collective where
+    the model is sharded.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -23,23 +26,47 @@ class Fingerprint:
         self._digest, self._writes = "", [-1]
 
     def __call__(self) -> str:
-        writes = [tensor._version for tensor in _tensors(self._model).values()]
-        if writes != self._writes:
-            self._digest, self._writes = fingerprint_of(self._model), writes
+        tensors = _tensors(self._model)
+        writes = [part._version for tensor in tensors.values() for part in _own_parts(tensor)]
+        changed = writes != self._writes
+        if anywhere(changed) if any(map(_is_sharded, tensors.values())) else changed:
+            self._digest, self._writes = digest_of(tensors), writes
         return self._digest
 
 
 def fingerprint_of(model: nn.Module) -> str:
-    """sha256 over the names, types, shapes and bytes of a model's state_dict."""
+    """sha256 over the names, types, shapes and bytes of a model's state_dict; those of a sharded
+    model are the same as in one process. It is collective then: every rank sees every table's rows
+    pass by once.
+    """
+    return digest_of(_tensors(model))
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes."""
     digest = hashlib.sha256()
-    for name, tensor in _tensors(model).items():
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    for name, tensor in tensors.items():
+        sharded = _is_sharded(tensor)
+        shape, dtype = shape_and_type(tensor) if sharded else (tuple(tensor.shape), tensor.dtype)
+        digest.update(f"{name}\0{dtype}\0{shape}\0".encode())
+        for part in whole_rows(tensor) if sharded else (tensor.detach(),):
+            digest.update(part.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+    whole = unwrapped(model)
+    tensors = {k: v for k, v in whole.state_dict().items() if isinstance(v, Tensor)}
+    return in_order(whole, tensors) if any(map(_is_sharded, tensors.values())) else tensors
+
+
+def _is_sharded(tensor: Any) -> bool:
+    return hasattr(tensor, "local_shards")
+
+
+def _own_parts(tensor: Any) -> list[Tensor]:
+    """What of a tensor lies in this process."""
+    return [s.tensor for s in tensor.local_shards()] if _is_sharded(tensor) else [tensor]
 
 
 def same_parent(one: Adapter | None, other: Adapter | None) -> bool:

@@ -19,14 +19,21 @@ from reclora.deltas import Owners, TouchedRows
 from reclora.modules.attention import AttentionSite
 from reclora.modules.bags import BagSite
 from reclora.modules.embeddings import EmbeddingSite, TableDeltas
-from reclora.modules.frozen import Fingerprint, check_unshared, fingerprint_of, same_parent
+from reclora.modules.frozen import (
+    Fingerprint,
+    check_unshared,
+    digest_of,
+    fingerprint_of,
+    same_parent,
+)
 from reclora.modules.layers import LayerSite
 from reclora.modules.mixed import Tiles
 from reclora.modules.numbers import filled, is_rows, stacked
 from reclora.modules.rows import touched_rows
+from reclora.modules.sharded import Ranks, check_same, unwrapped
 from reclora.modules.sites import Change, Site
 from reclora.modules.targets import Target, candidates, nearest, targets_of
-from reclora.modules.torchrec import CollectionSite
+from reclora.modules.torchrec import CollectionSite, ShardedBagSite
 from reclora.stacks import AdapterStack
 
 ADAPTED_BY = "adapted_by"
@@ -65,6 +72,11 @@ def adapt(
     A delta acts on what comes out of its module. Where a model reads a weight past its module as
     well (`h @ self.items.weight.T`), that reads the frozen weight; `merge` is for such a model.
 
+    A model in TorchRec's DistributedModelParallel is adapted as the one that is in it, under the
+    same names, by every rank alike. Each rank gives its own samples, and calls `backward` as often
+    as the others: it leaves the mean of all ranks' gradients, as DistributedDataParallel's does.
+    `adapt`, `load`, and what asks for the model's fingerprint (`adapter`, `stack`) are collective.
+
     Args:
         model: on the CPU, float32 where it is adapted.
         configs: which kinds on which modules; several kinds on one module follow one another,
@@ -80,7 +92,8 @@ def adapt(
         AdapterError: no segment, one twice, a target that matches nothing (the nearest name is
             offered) or a module that cannot have what the config asks for; a table too large
             for all its rows in every segment; `rows` of something else, or outside their table;
-            a parent of another model; a model that is adapted already.
+            a parent of another model; a model that is adapted already, or sharded in a way that
+            deltas do not know; ranks that adapt differently.
     """
     return AdaptedModel(model, configs, segments, rows, seed, parent)
 
@@ -121,7 +134,9 @@ class AdaptedModel(nn.Module):
             )
         if not self.configs and parent is None:
             raise AdapterError("adapt needs at least one DeltaConfig, got none")
-        names = candidates(model)
+        whole = unwrapped(model)
+        self._ranks = Ranks.of(whole)
+        names = candidates(whole)
         targets = targets_of(self.configs, names)
         touched = touched_rows(targets, names, self.segment_names, rows or {})
         owners = (
@@ -144,17 +159,23 @@ class AdaptedModel(nn.Module):
         self._merged: str | None = None
         self._kept: list[Change] = []
         self._fingerprint = Fingerprint(model)
+        if self._ranks is not None:
+            check_same(fingerprint_of(self), "segments, configs, rows and seed")
         parent_model = None
         if parent is not None:
             parent_model = AdaptedModel.of(model, [parent]).requires_grad_(False)
         # In a tuple, so that neither their parameters nor their names become this module's.
-        self._frozen = (model, parent_model)
-        model.requires_grad_(False).eval()
+        self._frozen = (model, parent_model, whole)
+        for parameter in whole.parameters():
+            if parameter.is_leaf:  # A shard is none, and `Ranks` freezes it.
+                parameter.requires_grad_(False)
+        model.eval()
         model.__dict__[ADAPTED_BY] = self
         self._encoders = _nesting(model, self.sites)
         for encoder in self._encoders:
             encoder.use_nested_tensor = False
-        self._attached = [site.attach(partial(self._current, site)) for site in self.sites]
+        self._attached = [] if self._ranks is None else self._ranks.attach([*self.parameters()])
+        self._attached += [site.attach(partial(self._current, site)) for site in self.sites]
 
     @classmethod
     def of(
@@ -214,7 +235,7 @@ class AdaptedModel(nn.Module):
             AdapterError: codes that are none, or where they must not be; an adapted module that
                 the model did not call, or called with another number of samples.
         """
-        model, parent = self._frozen
+        _, parent, model = self._frozen
         if self._merged is not None:
             if segments is not None:
                 raise AdapterError(
@@ -296,7 +317,9 @@ class AdaptedModel(nn.Module):
         return self._codes[segment]
 
     def remove(self) -> None:
-        """Take the deltas off the model, which is then as it was, but for being frozen."""
+        """Take the deltas off the model, which is then as it was, but for being frozen: all but the
+        tables that TorchRec shards, which take a step in every backward again.
+        """
         self.unmerge()
         for detach in self._attached:
             detach()
@@ -317,10 +340,15 @@ class AdaptedModel(nn.Module):
         overwritten is kept.
 
         Raises:
-            AdapterError: no such segment, another is merged, or a weight that another module
-                reads, too, and would find changed.
+            AdapterError: no such segment, another is merged, a weight that another module reads,
+                too, and would find changed, or a sharded model.
         """
         code = self.code(segment)
+        if self._ranks is not None:
+            raise AdapterError(
+                "the model's tables are sharded, and nothing is merged into those: serve with "
+                "segments=, or put stack() on the model of one process and merge there"
+            )
         if self._merged is not None:
             raise AdapterError(f"segment {self._merged!r} is merged already: unmerge() first")
         check_unshared(self.model, self.sites)
@@ -398,7 +426,8 @@ class AdaptedModel(nn.Module):
 
         Raises:
             AdapterError: no adapter, a segment that is not here, adapters of another model (both
-                fingerprints are shown), config, parent, or of other rows; nothing is changed then.
+                fingerprints are shown), config, parent, or of other rows, or others on another
+                rank; nothing is changed then.
         """
         stack = adapters if isinstance(adapters, AdapterStack) else AdapterStack.of(adapters)
         first = f"the adapter of segment {stack.segments[0]!r}"
@@ -411,6 +440,8 @@ class AdaptedModel(nn.Module):
                 f"{self.parent_adapter!r}: adapt with the adapter's own parent"
             )
         codes = torch.tensor([self.code(segment) for segment in stack.segments])
+        if self._ranks is not None:
+            check_same(digest_of(stack.tensors), "the adapters to load")
         for tensor, places, values in filled(self.sites, stack, codes):
             tensor.index_copy_(0, places, values)
 
@@ -512,10 +543,12 @@ def _site(target: Target, owners: Owners, touched: TouchedRows | None) -> Site:
             return AttentionSite(path, module, configs[0], owners)
     assert isinstance(module, nn.Embedding | nn.EmbeddingBag)
     deltas = TableDeltas(module, configs, owners, touched)
+    collection = target.candidate.collection
     if isinstance(module, nn.EmbeddingBag):
-        return BagSite(path, module, deltas)
-    if target.candidate.collection is not None:
-        return CollectionSite(path, target.candidate.collection, module, deltas)
+        bags = BagSite(path, module, deltas)
+        return bags if collection is None else ShardedBagSite(path, collection, bags)
+    if collection is not None:
+        return CollectionSite(path, collection, module, deltas)
     return EmbeddingSite(path, module, deltas)
 
 

@@ -76,6 +76,19 @@ def hook_outputs(
     return module.register_forward_hook(hook, with_kwargs=True).remove
 
 
+def hook_inputs(
+    module: nn.Module, current: Current, check: Callable[[Tiles, tuple[Any, ...]], None]
+) -> Callable[[], None]:
+    """Let `check` (tiles, arguments) refuse what a module is given; returns what ends it."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tiles = current()
+        if tiles is not None:
+            check(tiles, _in_order(args, kwargs))
+
+    return module.register_forward_pre_hook(hook, with_kwargs=True).remove
+
+
 ARGUMENTS = ("input", "offsets", "per_sample_weights")
 """Of the modules with a weight, as torch names them; TorchRec's collections have one: `features`.
 """

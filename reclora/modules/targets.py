@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from reclora.configs import AdapterError, DeltaConfig
+from reclora.modules.sharded import is_sharded, stand_in, why_not
 
 LAYER_KINDS = ("scale", "low_rank", "bias")
 TABLE_KINDS = ("scale", "map", "basis", "rows")
@@ -37,7 +38,7 @@ class Candidate:
         path: the first of its names.
         module: what is changed there.
         kinds: of deltas that it can have; none where it cannot have any.
-        collection: the TorchRec EmbeddingCollection that it is a table of.
+        collection: the TorchRec collection that it is a table of, where that is what is called.
         why_not: what stands against a delta on it, where its type alone would not.
         is_part: it is the last projection of an attention, which reads its weight.
     """
@@ -99,23 +100,23 @@ def targets_of(configs: Sequence[DeltaConfig], names: Mapping[str, Candidate]) -
 def candidates(model: nn.Module) -> dict[str, Candidate]:
     """Every name of every module -> what stands there; a tied module has several names.
 
-    A table of a TorchRec collection is named `path.table`, and by its place in the collection.
+    A table of a TorchRec collection is named `path.table`, and by its place in the collection,
+    sharded or not.
     """
     of_module: dict[int, Candidate] = {}
     names: dict[str, Candidate] = {}
-    why_not = _unreachable(model)
+    unreachable = _unreachable(model)
     parts = {id(m.out_proj) for m in model.modules() if isinstance(m, nn.MultiheadAttention)}
     for path, module in model.named_modules(remove_duplicate=False):
         if id(module) not in of_module:
             of_module[id(module)] = Candidate(
-                path, module, _kinds(module), None, why_not.get(id(module)), id(module) in parts
+                path, module, _kinds(module), None, unreachable.get(id(module)), id(module) in parts
             )
         names.setdefault(path, of_module[id(module)])
         for name, table in _tables(module):
             alone = _joined(path, name)
-            holder = module if isinstance(table, nn.Embedding) else None
             of_module.setdefault(
-                id(table), Candidate(alone, table, _kinds(table), holder, why_not.get(id(table)))
+                id(table), _table(alone, module, name, table, unreachable.get(id(table)))
             )
             names[alone] = of_module[id(table)]
     return names
@@ -131,8 +132,20 @@ def _joined(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
+def _table(
+    path: str, collection: nn.Module, name: str, table: nn.Module, reason: str | None
+) -> Candidate:
+    if is_sharded(collection):
+        bag = stand_in(collection, name)
+        return Candidate(path, bag, _kinds(bag), collection, why_not(collection, name))
+    holder = collection if isinstance(table, nn.Embedding) else None
+    return Candidate(path, table, _kinds(table), holder, reason)
+
+
 def _tables(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The tables of a TorchRec collection by name; TorchRec is not imported to see one."""
+    if is_sharded(module):
+        yield from module.get_submodule("embedding_bags").named_children()
     for kind in type(module).__mro__:
         if kind.__module__ == "torchrec.modules.embedding_modules" and kind.__name__ in COLLECTIONS:
             yield from module.get_submodule(COLLECTIONS[kind.__name__]).named_children()

@@ -35,7 +35,7 @@ class Scorer(Protocol):
         """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RankedLists:
     """The lists of U users, best first."""
 
@@ -43,6 +43,12 @@ class RankedLists:
     """int64; -1 where a user has fewer than K candidates."""
     scores_UK: Tensor
     """float32; -inf where a user has fewer than K candidates."""
+
+    def __repr__(self) -> str:
+        users, k = self.item_rows_UK.shape
+        shorter = int((self.item_rows_UK < 0).any(1).sum())
+        few = f", {shorter:,} with fewer candidates" if shorter else ""
+        return f"RankedLists({users:,} users, k={k}{few})"
 
 
 def rank(

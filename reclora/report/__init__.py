@@ -9,6 +9,15 @@ from reclora.report.contents import Report, Section
 from reclora.report.figures import plotly_figures
 from reclora.report.markdown import markdown
 from reclora.report.page import write_report
+from reclora.report.saved import read_report
 from reclora.report.sheets import write_csv
 
-__all__ = ["Report", "Section", "markdown", "plotly_figures", "write_csv", "write_report"]
+__all__ = [
+    "Report",
+    "Section",
+    "markdown",
+    "plotly_figures",
+    "read_report",
+    "write_csv",
+    "write_report",
+]

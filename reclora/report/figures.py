@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,16 @@ SIZE = "train rows"
 
 # Okabe and Ito's hues, toned to reach 3:1 on white and on near-black: one chart serves both themes.
 _PALETTE = ("#2b7fc0", "#d55e00", "#009e73", "#c5679b", "#a6761d", "#7b6bc4", "#7d8590")
+_DASHES = ("solid", "dash", "dot", "dashdot")
+USUAL = (
+    *("pooled adapter", "segment popularity, recent", "segment popularity, all time"),
+    *("pooled full fine-tune", "live after the run"),
+    *("pooled adapter + residual", "per-segment adapters, no parent", "retrained from scratch"),
+    *("per-segment full fine-tune", "live before the run"),
+    *("per-segment bias", "per-segment map", "per-segment basis"),
+)
+"""Models that many runs have, each in the place of its style: five hues in a row."""
+_SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star")
 VERDICTS = {
     "better": ("#2b7fc0", "triangle-up"),
     "cannot tell": ("#7d8590", "circle-open"),
@@ -36,6 +47,37 @@ class Chart:
 
     figure: dict[str, Any]
     words: str
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a model's lines are drawn, wherever they are."""
+
+    colour: str
+    dash: str = "solid"
+    width: int = 2
+
+
+def styles_of(report: Report) -> dict[str, Style]:
+    """Model -> its style, the same on every page: by its role, else by its name.
+
+    The subject is the first hue and broad, the baseline grey. Of twenty pairs of hue and dash the
+    usual models have their own; of another the name's CRC-32 picks one, and where that is taken by
+    a usual model or an earlier one in the alphabet, the next.
+    """
+    first, *hues, grey = _PALETTE
+    free = [Style(hue, dash) for dash in _DASHES for hue in hues]
+    found = {report.subject: Style(first, width=4), report.baseline: Style(grey)}
+    taken: set[int] = set()
+    models = {*map(str, report.means["model"]), *map(str, report.curves.get("model", ()))}
+    for model in sorted(models - found.keys(), key=lambda name: (name not in USUAL, name)):
+        is_usual = model in USUAL
+        picked = USUAL.index(model) if is_usual else zlib.crc32(model.encode("utf-8", "replace"))
+        places = [(picked + step) % len(free) for step in range(len(free))]
+        place = next((place for place in places if place not in taken), places[0])
+        taken.add(place)
+        found[model] = free[place]
+    return found
 
 
 def figures_of(report: Report) -> dict[str, Chart]:
@@ -242,10 +284,10 @@ def _by_k(report: Report) -> Chart | None:
         return None
     order = means[means["k"] == report.k].sort_values("mean", ascending=False)["model"]
     lines = {str(m): means[means["model"] == m].sort_values("k") for m in dict.fromkeys(order)}
+    styles = styles_of(report)
     traces = [
-        _line(label(model, 40), model, line["k"].tolist(), line["mean"].tolist(), colour)
-        | ({"line": {"color": colour, "width": 4}} if model == report.subject else {})
-        for (model, line), colour in zip(lines.items(), itertools.cycle(_PALETTE), strict=False)
+        _line(label(model, 40), model, line["k"].tolist(), line["mean"].tolist(), styles[model])
+        for model, line in lines.items()
     ]
     figure = _lines_figure(
         traces, "length of the list", metric_at(report.metric, 0), means["k"].unique().tolist()
@@ -267,14 +309,25 @@ def _curves(report: Report, charted: set[str]) -> Chart | None:
     curves = {(str(model), str(segment)): points for (model, segment), points in groups}
     if len(curves) > CHART_SEGMENTS:
         curves = {key: points for key, points in curves.items() if key[1] in charted | {""}}
-    entries = _legend(list(curves))
-    colours = dict(zip(dict.fromkeys(entries), itertools.cycle(_PALETTE), strict=False))
+    entries, of = _legend(list(curves)), styles_of(report)
+    symbols = dict(zip(dict.fromkeys(entries), itertools.cycle(_SYMBOLS), strict=False))
+    styles = {entry: of[model] for entry, (model, _) in zip(entries, curves, strict=True)}
+    if len({model for model, _ in curves}) == 1:
+        # Then hues are free to tell segments apart.
+        styles = dict(zip(symbols, map(Style, itertools.cycle(_PALETTE)), strict=False))
     traces = [
         _line(
-            entry, _curve(*key), points["epoch"].tolist(), points["value"].tolist(), colours[entry]
+            entry,
+            _curve(model, segment),
+            points["epoch"].tolist(),
+            points["value"].tolist(),
+            replace(styles[entry], width=2),
+            symbols[entry],
         )
         | {"showlegend": entry not in entries[:i]}
-        for i, (entry, (key, points)) in enumerate(zip(entries, curves.items(), strict=True))
+        for i, (entry, ((model, segment), points)) in enumerate(
+            zip(entries, curves.items(), strict=True)
+        )
     ]
     best = frame.groupby("model", sort=False)["value"].max()
     heights = "; ".join(f"{model} {number(value)}" for model, value in best.items())
@@ -294,7 +347,13 @@ def _spectra(report: Report) -> Chart | None:
     means = held.groupby(["delta", "direction"], sort=False)["energy"].mean().reset_index()
     lines = {str(name): line for name, line in means.groupby("delta", sort=False)}
     traces = [
-        _line(label(name, 40), name, line["direction"].tolist(), line["energy"].tolist(), colour)
+        _line(
+            label(name, 40),
+            name,
+            line["direction"].tolist(),
+            line["energy"].tolist(),
+            Style(colour),
+        )
         for (name, line), colour in zip(lines.items(), itertools.cycle(_PALETTE), strict=False)
     ]
     figure = _lines_figure(
@@ -317,7 +376,9 @@ _LEGEND = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"}
 _MARGIN = {"l": 10, "r": 10, "t": 20, "b": 50}
 
 
-def _line(entry: str, hover: str, x: list[Any], y: list[float], colour: str) -> dict[str, Any]:
+def _line(
+    entry: str, hover: str, x: list[Any], y: list[float], style: Style, symbol: str = "circle"
+) -> dict[str, Any]:
     """A line with its entry in the legend."""
     return {
         "type": "scatter",
@@ -326,8 +387,8 @@ def _line(entry: str, hover: str, x: list[Any], y: list[float], colour: str) -> 
         "legendgroup": entry,
         "x": x,
         "y": [_finite(value) for value in y],
-        "line": {"color": colour, "width": 2},
-        "marker": {"size": 5},
+        "line": {"color": style.colour, "dash": style.dash, "width": style.width},
+        "marker": {"size": 5 if symbol == "circle" else 7, "symbol": symbol},
         "hovertext": [
             f"{label(hover, 80)}<br>{at}: {number(value)}" for at, value in zip(x, y, strict=True)
         ],
@@ -352,8 +413,8 @@ def _lines_figure(
 
 
 def _legend(curves: list[tuple[str, str]]) -> list[str]:
-    """The legend's entry of each (model, segment): of the model alone where colours run out."""
-    if len(curves) > len(_PALETTE):
+    """The legend's entry of each (model, segment): of the model alone where symbols run out."""
+    if len(curves) > len(_SYMBOLS):
         return [label(model, 40) for model, _ in curves]
     if len({model for model, _ in curves}) == 1 and all(segment for _, segment in curves):
         return [label(segment, 28) for _, segment in curves]

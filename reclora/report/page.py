@@ -27,6 +27,7 @@ from reclora.report.figures import (
     figures_of,
 )
 from reclora.report.markdown import markdown
+from reclora.report.saved import SUFFIX, save_report
 from reclora.report.sheets import write_csv
 from reclora.report.text import interval, metric_at, percent, seconds, shown, signed, written
 
@@ -39,7 +40,8 @@ _HERE = Path(__file__).parent
 def write_report(path: Path, report: Report) -> Path:
     """Write the page of `report` to `path`, whole or not at all, and return `path`.
 
-    Beside it, with the suffixes `.md` and `.csv`: what `markdown` says, and `Report.by_segment`.
+    Beside it, with the suffixes `.md`, `.csv` and `.parquet`: what `markdown` says,
+    `Report.by_segment`, and the report itself, for `read_report`.
 
     Raises:
         OSError: the folder is missing or not writable, or the disk is full; an older page stays.
@@ -47,6 +49,7 @@ def write_report(path: Path, report: Report) -> Path:
     page = _page(report)
     write_text(path.with_suffix(".md"), markdown(report))
     write_csv(path.with_suffix(".csv"), report.by_segment())
+    save_report(path.with_suffix(SUFFIX), report)
     write_text(path, page)
     return path
 
@@ -75,7 +78,7 @@ def _page(report: Report) -> str:
         segments=_segments(report, overall),
         decisions=_decisions(report),
         split=None if report.split.empty else _table(report.split),
-        sections=[(section, _table(section.table)) for section in report.sections],
+        sections=[(section, _of_section(report, section.table)) for section in report.sections],
         settings=list(_flat(report.settings)),
         plotlyjs=Markup(get_plotlyjs()),
         css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
@@ -186,21 +189,38 @@ def _segments(report: Report, overall: Mapping[str, Any]) -> _Table:
     """Every segment, after all of them together; the verdict early, where a narrow screen ends."""
     whole = pd.DataFrame([{"segment": "All segments", **{n: overall[n] for n in LIFT}}])
     frame = pd.concat([whole, report.by_segment().astype({"segment": object})], ignore_index=True)
-    lift = pd.DataFrame(
-        {
-            "segment": frame["segment"],
-            "lift": frame["difference"].map(signed),
-            "verdict": frame["verdict"],
-            "95 % interval": list(map(interval, frame["low"], frame["high"])),
-            "q": frame["q"],
-            report.baseline: frame["baseline_mean"],
-            report.subject: frame["model_mean"],
-            "users": frame["users"],
-            "could show": frame["note"],
-        }
-    )
     known = [name for name in report.segments if name not in ("segment", *LIFT, *APART)]
-    table = _table(pd.concat([lift, frame[known]], axis=1))
+    return _of_lifts(report, frame[["segment", *LIFT, *known]])
+
+
+_LIFTED = [name for name in LIFT if name != "note"]
+
+
+def _of_section(report: Report, frame: pd.DataFrame) -> _Table:
+    """A section's table; lifts in it are written as those of segments are."""
+    return _of_lifts(report, frame) if set(_LIFTED) <= set(frame.columns) else _table(frame)
+
+
+def _of_lifts(report: Report, frame: pd.DataFrame) -> _Table:
+    """Lifts of the subject over the baseline, between what stands before and after their columns:
+    under one set of headers on the whole page.
+    """
+    names = list(frame.columns)
+    first = min(map(names.index, _LIFTED))
+    before, after = ([n for n in part if n not in LIFT] for part in (names[:first], names[first:]))
+    lift = {
+        "lift": frame["difference"].map(signed),
+        "verdict": frame["verdict"],
+        "95 % interval": list(map(interval, frame["low"], frame["high"])),
+        "q": frame["q"],
+        report.baseline: frame["baseline_mean"],
+        report.subject: frame["model_mean"],
+        "users": frame["users"],
+    }
+    if "note" in frame:
+        lift["could show"] = frame["note"]
+    lifts = pd.DataFrame(lift, index=frame.index)
+    table = _table(pd.concat([frame[before], lifts, frame[after]], axis=1))
     places = [table.headers.index(name) for name in ("lift", "95 % interval")]
     return replace(table, numeric=[n or at in places for at, n in enumerate(table.numeric)])
 

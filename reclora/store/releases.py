@@ -15,11 +15,12 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reclora.files import atomic_write
+from reclora.notebook import as_html
 from reclora.store.layout import is_hash
 from reclora.store.maps import SegmentMap
 from reclora.store.reading import (
@@ -76,7 +77,7 @@ class Canary:
         return is_in_share(user_ids, self.share)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Release:
     """One immutable map segment -> adapter, complete: every segment that is live in it."""
 
@@ -102,6 +103,20 @@ class Release:
     """sha256 of the table of what was decided on every segment, and why."""
     canary: Canary | None = None
     """Its candidates; None where it has none."""
+
+    def __repr__(self) -> str:
+        by = "" if self.author is None else f" by {self.author!r}"
+        waits = "" if self.canary is None else f", {len(self.canary.segments):,} candidates"
+        return (
+            f"Release({self.number}, {self.time.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC{by}: "
+            f"{self.reason!r}; {len(self.segments):,} segments{waits})"
+        )
+
+    def _repr_html_(self) -> str:
+        places = dict(self.segments)
+        packs = [place.pack[:12] for place in places.values()]
+        served = ["parent" if place.serves_parent else "own" for place in places.values()]
+        return as_html(self, {"segment": list(places), "adapter": served, "pack": packs})
 
     @property
     def maps(self) -> tuple[SegmentMap, ...]:
