@@ -13,37 +13,30 @@ begin fresh. Nothing is published.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from reclora.adapters import Adapter
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
-from reclora.batches import chunks_of
 from reclora.comparison import compare
 from reclora.configs import AdapterError
-from reclora.evaluation import HeldOut, Lists, RankingJudge, ScorerOf, headline_of, measure
+from reclora.evaluation import HeldOut, Lists, ScorerOf, headline_of, measure
 from reclora.interactions import Interactions
 from reclora.report import write_csv
 from reclora.stability import (
     NOT_DECIDED,
-    adapters_under,
     agreed,
     averaged,
-    copied,
-    copied_users,
     overlaps,
     spread,
-    training_under,
 )
-from reclora.training import Training, TrainingConfig, TrainingError
+from reclora.training import TrainingConfig
 
 from .alone import alone_in, writing_alone
 from .contenders import POOLED, SUBJECT, Contender, Ground, Trained, grid
@@ -56,7 +49,8 @@ from .progress import step
 from .ranks import num_ranks
 from .run import RunSettings, digest
 from .settings import SettingsError
-from .workshop import Workshop, digest_of
+from .under_seeds import train_under_seeds
+from .workshop import Workshop
 from .yardstick import candidates_of
 
 STATUSES: Final = (PROMOTED, FELL_BACK, KEPT)
@@ -180,6 +174,7 @@ class _Study:
             windows.validation,
             windows.before_validation,
             settings.evaluation,
+            Workshop(inputs.folder.training, settings.chunk_rows, settings.workers),
             candidates=candidates_of(settings, inputs.base.items, windows.train.segment_names),
         )
         config = grid(settings.training, settings.search, settings.adapter)[0]
@@ -213,64 +208,11 @@ class _Study:
         )
 
     def _trained(self, contender: Contender, parent: Adapter | None) -> list[Trained]:
-        """The contender under each seed; all of them in one pass, of many rows chunk by chunk."""
-        ground, seeds = self.ground, self.settings.seeds
-        if contender.is_pooled:
-            ground = ground.pooled
-        config = contender.config
-        sizes = np.diff(ground.log.offsets)
-        chunks = chunks_of(sizes, max(1, self.settings.chunk_rows // len(seeds)))
-        banks = [AdapterBank.for_log(ground.base, ground.log, config, s, parent) for s in seeds]
-        trainings: list[list[Training]] = [[] for _ in seeds]
-        failed = list[TrainingError]()
-        title = f"training: {contender.model}, {len(seeds)} seeds in one pass"
-        with step(title) as progress:
-            for done, codes in enumerate(chunks, 1):
-                names = [ground.log.segment_names[code] for code in codes]
-                what = ["stability", asdict(contender), digest_of(parent), names]
-                try:
-                    bank, training = self._train_copies(what, ground, codes, contender, parent)
-                    for at, seed in enumerate(seeds):
-                        for adapter in adapters_under(seed, bank, names):
-                            banks[at].put(adapter)
-                except TrainingError as error:
-                    # All of it is quarantined, and fresh numbers change nothing.
-                    training = error.training
-                    failed.append(error)
-                for at, seed in enumerate(seeds):
-                    trainings[at].append(training_under(seed, training, names))
-                progress(done, len(chunks))
-        if len(failed) == len(chunks):
-            raise failed[0]
+        ground, seeds = replace(self.ground, parent=parent), self.settings.seeds
+        with step(f"training: {contender.model}, {len(seeds)} seeds in one pass") as progress:
+            trained = train_under_seeds(contender, ground, self.config, seeds, progress)
         self.inputs.folder.event("trained", model=contender.model, seeds=seeds)
-        decides = contender.model, vars(self.config), digest_of(parent)
-        return [
-            Trained(contender, bank, _joined(its), digest(*decides, seed))
-            for bank, its, seed in zip(banks, trainings, seeds, strict=True)
-        ]
-
-    def _train_copies(
-        self,
-        what: object,
-        ground: Ground,
-        codes: tuple[int, ...],
-        contender: Contender,
-        parent: Adapter | None,
-    ) -> tuple[AdapterBank, Training]:
-        """Train some segments under all seeds."""
-        seeds, config = self.settings.seeds, contender.config
-        many = copied(ground.log.part(codes), seeds)
-        taken = None if ground.taken is None else copied(ground.taken.part(codes), seeds)
-
-        def bank_of(base: BaseModel, log: Interactions, _: NDArray[np.int64]) -> AdapterBank:
-            return AdapterBank.for_log(base, log, config, parent=parent)
-
-        # The copies of a chunk are one pass, whatever a chunk of a run is.
-        folder = self.inputs.folder.training
-        workshop = Workshop(folder, max(len(many), 1), self.settings.workers)
-        judges = copied_users(ground.held_out, seeds)
-        judge_of = partial(RankingJudge, judges)
-        return workshop.train(what, bank_of, ground.base, many, self.config, judge_of, 0, taken)
+        return trained
 
     def _ranked(
         self, trained: Sequence[Trained], judges: HeldOut
@@ -357,16 +299,3 @@ def _goes_live(decisions: Decisions) -> dict[str, str]:
     """Segment -> what would come of it."""
     statuses = zip(decisions.table["segment"], decisions.table["status"], strict=True)
     return {str(name): status if status in STATUSES else KEPT for name, status in statuses}
-
-
-def _joined(trainings: Sequence[Training]) -> Training:
-    """One training of all chunks."""
-    best: dict[str, int] = {}
-    quarantined: dict[str, str] = {}
-    for training in trainings:
-        best |= training.best_epoch
-        quarantined |= training.quarantined
-    curves = pd.concat([training.curves for training in trainings], ignore_index=True)
-    steps = sum(training.steps for training in trainings)
-    seconds = sum(training.seconds for training in trainings)
-    return Training(curves, best, steps, quarantined, seconds)

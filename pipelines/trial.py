@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
 from reclora.early_stopping import Judge
-from reclora.evaluation import HeldOut, RankingJudge
+from reclora.evaluation import HeldOut
 from reclora.ladder import smallest_within_error
 from reclora.splits import Windows
 
@@ -203,23 +203,10 @@ def _better(own: list[tuple[Choice, tuple[Ground, ...]]], settings: RunSettings)
     return own[int(kept)][0]
 
 
-@dataclass(frozen=True)
-class _Telling(Workshop):
-    """A workshop that tells of the first bank that it trains."""
-
-    watch: Callable[[Judge], Judge] = lambda judge: judge
-
-    def _fitting(self, *given: Any) -> Any:
-        """As `Workshop._fitting`; of all that it is given the judge is watched."""
-        watched: list[Any] = [self.watch(g) if isinstance(g, RankingJudge) else g for g in given]
-        return super()._fitting(*watched)
-
-
 def _told(ground: Ground, tell: Tell) -> Ground:
     """The same ground, which tells of the first training on it."""
     watched = _Watched(ground.held_out, tell)
-    workshop = _Telling(chunk_rows=ground.workshop.chunk_rows, watch=watched.on)
-    told = replace(ground, workshop=workshop)
+    told = replace(ground, workshop=replace(ground.workshop, watch=watched.on))
     # It is the same, and takes a while.
     told.__dict__["held_out"] = ground.held_out
     return told

@@ -37,7 +37,7 @@ def tune(
     """Search for better settings on validation, and write them as a settings file.
 
     The same command goes on with what an earlier one has tried; run on several machines with one
-    disk, they share the trials. Needs: pip install 'reclora[tune]'
+    disk, they share the trials. Needs Optuna, the extra `tune`.
 
     Example: reclora tune run.toml --trials 100
 

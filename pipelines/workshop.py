@@ -41,6 +41,11 @@ BankOf = Callable[[BaseModel, Interactions, NDArray[np.int64]], AdapterBank]
 JudgeOf = Callable[[Ranking], Judge]
 
 
+def unwatched(judge: Judge) -> Judge:
+    """The judge itself."""
+    return judge
+
+
 @dataclass(frozen=True)
 class Workshop:
     """Where and by how many hands banks are trained."""
@@ -52,6 +57,8 @@ class Workshop:
     workers: int = 1
     shards: ShardedBase | None = None
     """The base on many ranks, where there are many: then each trains its own chunks."""
+    watch: Callable[[Judge], Judge] = unwatched
+    """What stands in for the judge of a training: whoever wants to know what it says."""
 
     def lists(self, *what: object) -> KeptLists | None:
         """Where the lists of what was trained are kept; None keeps nothing."""
@@ -92,7 +99,7 @@ class Workshop:
         def here(held_out: HeldOut, scorer_of: ScorerOf) -> Lists:
             return recommend(held_out, scorer_of, model="", processes=processes)[""]
 
-        judge = judge_of(here)
+        judge = self.watch(judge_of(here))
         if len(chunks) == 1:
             return self._fitting(name, chunks[0], bank_of, base, log, config, judge, seed, taken)
 
@@ -140,7 +147,7 @@ class Workshop:
         """
         assert self.shards is not None
         rounds = Rounds(self.shards)
-        judge = judge_of(partial(recommend_here, rounds))
+        judge = self.watch(judge_of(partial(recommend_here, rounds)))
         sizes = np.diff(log.offsets)
         rows = [int(sizes[list(codes)].sum()) for codes in chunks]
         for at in balanced(rows, self.shards.num_ranks)[self.shards.rank]:

@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -34,6 +35,8 @@ from reclora.pipelines.run import LogSettings, RunSettings, Search, WindowFiles
 from reclora.pipelines.settings import SettingsError
 from reclora.pipelines.stability import Stability, seeds_of, stability
 from reclora.pipelines.stability_cli import verbs
+from reclora.pipelines.under_seeds import train_under_seeds
+from reclora.pipelines.workshop import Workshop
 from reclora.splits import WINDOWS
 from reclora.training import TrainingError
 from tests.small_runs import random_log, small_settings, write_toml
@@ -53,10 +56,11 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> RunSettings:
         split=SPLIT,
         kinds="given",
         # Of each list the first is taken.
-        search=Search((0.1, 9.0), (0.1,), (0.01,)),
+        search=Search((0.2, 9.0), (0.1,), (0.01,)),
         seeds=(4, 1),
         compared=(),
-        gate=GateConfig(),
+        # A gate that says much, so that it flips.
+        gate=GateConfig(rule="each", confidence=0.5),
     )
 
 
@@ -76,7 +80,7 @@ def test_each_seed_is_as_a_run_trains_and_decides_it(
     settings: RunSettings, found: Stability, tmp_path: Path
 ) -> None:
     """With the first seed's parent; the first seed is the run itself."""
-    single = replace(settings, search=Search((0.1,), (0.1,), (0.01,)), seeds=(4,), runs=tmp_path)
+    single = replace(settings, search=Search((0.2,), (0.1,), (0.01,)), seeds=(4,), runs=tmp_path)
     inputs = Inputs.read(single, ())
     windows = inputs.windows
     ground = Ground(
@@ -86,7 +90,7 @@ def test_each_seed_is_as_a_run_trains_and_decides_it(
         windows.before_validation,
         settings.evaluation,
     )
-    config = replace(settings.training, rows_lr=0.1, bias_lr=0.1, l2=0.01)
+    config = replace(settings.training, rows_lr=0.2, bias_lr=0.1, l2=0.01)
     pooled = train_contender(Contender("", settings.adapter, True), ground, config, 4)
     on_parent = replace(ground, parent=pooled.bank.adapters()[0])
     own = Contender(SUBJECT, settings.adapter, False, has_parent=True)
@@ -105,7 +109,8 @@ def test_each_seed_is_as_a_run_trains_and_decides_it(
     for name in ("de", "=日本"):
         each = [table["value"][table["segment"] == name].mean() for table in values]
         assert segments["mean"][name] == pytest.approx(np.mean(each))
-    # The gate.
+    # The gate: what the first seed comes to is what the run does.
+    assert found.decisions["not decided"] > 0 and found.decisions["kept"] > 0
     outcome = retrain(replace(single, folder=tmp_path / "work"))
     statuses = outcome.decisions.table.set_index("segment")["status"]
     for name, told in found.segments.set_index("segment").iterrows():
@@ -114,6 +119,36 @@ def test_each_seed_is_as_a_run_trains_and_decides_it(
         counts = {word: told[word] for word in ("promoted", "fell back", "kept") if word in told}
         assert sum(counts.values()) == 3
         assert told["decision"] == (status if told[status] == 3 else "not decided")
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 100_000])
+def test_seeds_in_one_pass_are_contenders_seed_by_seed(
+    settings: RunSettings, chunk_rows: int
+) -> None:
+    inputs = Inputs.read(settings, ())
+    windows = inputs.windows
+    ground = Ground(
+        inputs.base,
+        windows.train,
+        windows.validation,
+        windows.before_validation,
+        settings.evaluation,
+        Workshop(chunk_rows=chunk_rows),
+    )
+    told: list[tuple[int, int]] = []
+    for is_pooled in (False, True):
+        contender = Contender("", settings.adapter, is_pooled)
+        trained = train_under_seeds(
+            contender, ground, settings.training, (3, 8), lambda *done: told.append(done)
+        )
+        for seed, found in zip((3, 8), trained, strict=True):
+            wanted = train_contender(contender, ground, settings.training, seed)
+            assert found.training.best_epoch == wanted.training.best_epoch and wanted.helped
+            for own, one in zip(found.bank.adapters(), wanted.bank.adapters(), strict=True):
+                assert own.segment == one.segment and own.tensors.keys() == one.tensors.keys()
+                for name, tensor in one.tensors.items():
+                    torch.testing.assert_close(own.tensors[name], tensor, rtol=0, atol=1e-6)
+    assert told == ([(n, 5) for n in range(1, 6)] if chunk_rows == 1 else [(1, 1)]) + [(1, 1)]
 
 
 def test_segments_that_cannot_tell_are_there_all_the_same(found: Stability) -> None:

@@ -85,4 +85,4 @@ def test_its_examples_are_commands() -> None:
     assert len(examples) == 2
     for example in examples:
         assert command.make_context("tune", shlex.split(example)).params["trials"] in (50, 100)
-    assert "reclora[tune]" in command.help
+    assert "the extra `tune`" in command.help

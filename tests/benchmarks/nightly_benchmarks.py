@@ -57,6 +57,16 @@ def faults_survived() -> list[Figure]:
     ]
 
 
+@measures("kills_survived")
+def kills_survived() -> Figure:
+    """Runs on two ranks of which one was killed, at ten moments, that ended with the bytes of an
+    unbroken one.
+    """
+    _, output = _pytest("tests/test_ranks.py", "test_row_13", "-rA")
+    passed = len(re.findall(r"^PASSED .*::test_row_13_", output, re.MULTILINE))
+    return Figure("kills_survived", passed, "of 10", ">= 10")
+
+
 @measures("nightly_20m_minutes", "nightly_20m_peak_gb")
 def nightly_20m() -> list[Figure]:
     """One `reclora retrain` of 20 M rows, 1 M users, 100,000 items and 5,000 segments, two workers.
