@@ -10,6 +10,9 @@ else its parent alone. It is judged on the validation users who chose none of it
 | kept | what was live stays: the gate did not find the candidate better, or there was none better |
 | skipped | there is nothing to go live, and why |
 | quarantined | its training broke; what was live stays |
+
+What is done is what the first seed comes to. With several seeds a segment of which they do not all
+come to the same is reported as not decided.
 """
 
 from __future__ import annotations
@@ -31,6 +34,7 @@ from reclora.evaluation import (
 )
 from reclora.gate import CANDIDATE, LIVE, GateConfig, decide
 from reclora.splits import Windows
+from reclora.stability import NOT_DECIDED, agreed
 
 from .contenders import Trained
 from .kept import Kept
@@ -79,6 +83,32 @@ class Decisions:
         table = self.table.copy()
         table.loc[stays, ["status", "reason"]] = [KEPT, why]
         return Decisions(table)
+
+    def across(self, by_seed: Mapping[int, Decisions]) -> Decisions:
+        """The same with a column `across_seeds`: what comes of a segment under every seed, or "not
+        decided", whose reason says under which seed what. The status stays: it is what was done.
+
+        Args:
+            by_seed: seed -> what the gate says of its candidates, on these segments.
+        """
+        found = agreed({seed: its.come_to for seed, its in by_seed.items()})
+        table = self.table.set_index("segment")
+        table.insert(1, "across_seeds", found.set_index("segment")["decision"])
+        for name in table.index[table["across_seeds"] == NOT_DECIDED]:
+            said = "; ".join(f"{its.come_to[name]} under seed {n}" for n, its in by_seed.items())
+            table.loc[name, "reason"] = f"{NOT_DECIDED}: {said}; {table.loc[name, 'reason']}"
+        return Decisions(table.reset_index())
+
+    @property
+    def come_to(self) -> dict[str, str]:
+        """Segment -> what comes of it; whyever nothing goes live, what was live is kept."""
+        status = self.table["status"].where(self.table["status"].isin((PROMOTED, FELL_BACK)), KEPT)
+        return dict(zip(self.table["segment"].astype(str), status, strict=True))
+
+    @property
+    def not_decided(self) -> int:
+        """Segments of which the seeds do not all come to the same."""
+        return int((self.table.get("across_seeds", pd.Series()) == NOT_DECIDED).sum())
 
     @property
     def goes_live(self) -> set[str]:

@@ -15,6 +15,7 @@ from reclora.configs import AdapterConfig
 from reclora.interactions import Interactions
 from reclora.report import Report, write_report
 from reclora.splits import Windows
+from reclora.stability import NOT_DECIDED
 
 from .assessment import Assessment, Tables
 from .contenders import SEARCHED, SUBJECT, Trained
@@ -38,6 +39,7 @@ def segment_states(windows: Windows, subject: Trained, decisions: Decisions) -> 
     """One row a segment: rows and users it trained on, what it stores, how it came out."""
     rows = []
     decided = decisions.table.set_index("segment")[["status", "reason"]]
+    across = decisions.table.set_index("segment").get("across_seeds", pd.Series(dtype=str))
     for code, name in enumerate(windows.train.segment_names):
         train, validation, test = (
             _count(getattr(windows, w), code) for w in ("train", "validation", "test")
@@ -56,7 +58,7 @@ def segment_states(windows: Windows, subject: Trained, decisions: Decisions) -> 
                 "numbers": 0 if adapter is None else adapter.num_numbers,
                 "bytes": 0 if adapter is None else num_bytes(adapter),
                 "best epoch": epoch,
-                "decision": str(status),
+                "decision": NOT_DECIDED if across.get(name) == NOT_DECIDED else str(status),
                 "reason": str(reason),
             }
         )
@@ -230,11 +232,14 @@ def _kinds(learned: Learned) -> list[str]:
 def _outcome(settings: RunSettings, decisions: Decisions, release: int | None) -> str:
     """What went live."""
     counts = ", ".join(f"{n:,} {status}" for status, n in decisions.counts.items())
+    flips = ""
+    if decisions.not_decided:
+        flips = f" Not decided in {decisions.not_decided:,}: other seeds come to something else."
     if release is None:
-        return f"Nothing went live: {counts}."
+        return f"Nothing went live: {counts}.{flips}"
     share = settings.gate.canary
     whom = f"for {share:.0%} of the users" if share else "for all users"
-    return f"Release {release} went live, {whom}: {counts}."
+    return f"Release {release} went live, {whom}: {counts}.{flips}"
 
 
 def _published(settings: RunSettings, decisions: Decisions, assessment: Assessment) -> str:

@@ -132,7 +132,8 @@ def _finish(settings: RunSettings, inputs: Inputs, yardstick: Yardstick) -> Outc
     write_table(folder.decisions, decisions.table)
     number = None if release is None else release.number
     folder.event("published", release=number)
-    assessment = measure(settings, inputs, learned, decisions, yardstick)
+    assessment, decisions = measure(settings, inputs, learned, decisions, yardstick)
+    write_table(folder.decisions, decisions.table)
     assessment.write_results(folder.results)
     with step("comparing") as progress:
         tables = compared(assessment, folder)
@@ -251,9 +252,10 @@ def measure(
     learned: Learned,
     decisions: Decisions,
     yardstick: Yardstick,
-) -> Assessment:
+) -> tuple[Assessment, Decisions]:
     """Measure on test: what needs no training, what was live, what was trained, and what is live
-    now; of what is trained every other seed too, which says how far the first can be trusted.
+    now; of what is trained every other seed too, which says how far the first can be trusted, and
+    which of its decisions flip.
 
     Raises:
         ValueError: a score is NaN; the segment is named.
@@ -287,8 +289,9 @@ def measure(
         lists = rank(trained, first)
         if trained is learned.subject:
             candidate = lists
+    decided = dict[int, Decisions]()
     for seed in others:
-        ground = learned.ground
+        ground, retrained = learned.ground, list[Trained]()
         for choice in learned.choices:
             with step(f"training: {choice.contender.model}, seed {seed}") as progress:
                 try:
@@ -304,6 +307,15 @@ def measure(
             if choice.contender.model == POOLED:
                 ground = replace(ground, parent=trained.bank.adapters()[0])
             rank(trained, seed)
+            retrained.append(trained)
+        else:
+            with step(f"the gate, seed {seed}") as progress:
+                decided[seed] = _decide(settings, inputs, replace(learned, trained=retrained))
+                progress(1, 1)
+    if decided:
+        # Others may have kept back since then what the first seed came to.
+        decided = {first: _decide(settings, inputs, learned)} | decided
+        decisions = decisions.across(decided)
     assert served is not None, "the base is always ranked"
     lives = set() if settings.gate.canary else decisions.goes_live
     now = {
@@ -311,7 +323,7 @@ def measure(
         for name, its in served.segments.items()
     }
     assessment.take(RELEASED, Lists(now), digest(learned.subject.fingerprint, sorted(lives)))
-    return assessment
+    return assessment, decisions
 
 
 def _same(scorer: Scorer) -> ScorerOf:

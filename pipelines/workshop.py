@@ -25,7 +25,13 @@ from reclora.adapters import Adapter
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
 from reclora.checkpoints import Checkpoint
-from reclora.distributed import Rounds, ShardedBase, recommend_here, rows_of_training
+from reclora.distributed import (
+    DistributedError,
+    Rounds,
+    ShardedBase,
+    recommend_here,
+    rows_of_training,
+)
 from reclora.distributed.division import balanced
 from reclora.early_stopping import Judge
 from reclora.evaluation import HeldOut, KeptLists, Lists, Ranking, ScorerOf, recommend
@@ -159,6 +165,14 @@ class Workshop:
             with contextlib.suppress(TrainingError):
                 self._fitting(name, codes, bank_of, base, part, config, judge, seed, before)
         rounds.stand_by()
+        missing = [
+            path for path in (self._path(name, codes) for codes in chunks) if not path.exists()
+        ]
+        if missing:
+            raise DistributedError(
+                f"{missing[0]}: what another rank has trained is not there: all ranks must see the "
+                "same `runs` folder"
+            )
 
     def _fitting(
         self,
@@ -216,8 +230,13 @@ class Workshop:
     ) -> Checkpoint | None:
         if self.folder is None:
             return None
-        path = self.folder / f"{name}-{codes[0]}-{len(codes)}.safetensors"
+        path = self._path(name, codes)
         return Checkpoint(path, digest(name, step_rows, part.segment_names))
+
+    def _path(self, name: str, codes: tuple[int, ...]) -> Path:
+        """Where the checkpoint of a chunk lies."""
+        assert self.folder is not None
+        return self.folder / f"{name}-{codes[0]}-{len(codes)}.safetensors"
 
 
 def _is_out_of_memory(error: Exception) -> bool:

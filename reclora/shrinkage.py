@@ -31,10 +31,10 @@ from numpy.typing import NDArray
 
 from reclora.adapters import Adapter
 from reclora.arithmetic.parts import PRODUCTS, check_finite, check_no_magnitude, deltas_of
-from reclora.bank import AdapterBank
 from reclora.base import BaseModel
 from reclora.configs import NOTHING, AdapterConfig, AdapterError
-from reclora.evaluation import HeldOut, ScorerOf, evaluate, headline_of
+from reclora.evaluation import HeldOut, evaluate, headline_of
+from reclora.hierarchy import scorers
 from reclora.ladder import size_classes
 
 FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -78,7 +78,7 @@ def shrink(
 
     Args:
         adapters: of whatever parents, trained to the end.
-        base: what they were trained on.
+        base: what they were trained on, with all identifiers that they bring (`bank.base`).
         held_out: validation, of segments of the adapters; users who stopped the training must not
             be among them, since they like what they chose. The headline metric is measured.
         rows_of: the rows that each segment trained on.
@@ -87,7 +87,7 @@ def shrink(
     Raises:
         AdapterError: a held-out segment has no adapter, or one no rows; an adapter has a learned
             magnitude, NaN or infinity, or is of modules of another model; or as `AdapterBank.of`.
-        ValueError: as `shrinkage_of`.
+        ValueError: as `shrinkage_of` and `evaluate`.
     """
     known = {adapter.segment for adapter in adapters} & set(rows_of)
     for segment in [*(s.name for s in held_out.segments), *(a.segment for a in adapters)]:
@@ -96,19 +96,10 @@ def shrink(
                 f"segment {segment!r} has no adapter, or no rows that it trained on: give both of "
                 "each that is held out"
             )
-    groups: dict[int, list[Adapter]] = {}
-    for adapter in adapters:
-        groups.setdefault(id(adapter.parent), []).append(adapter)
-    for group in groups.values():
-        # A parent does not bring the identifiers of its segments, and they may be held out.
-        base = AdapterBank.of(base, group).base
     values: dict[float, pd.DataFrame] = {}
     for c in FACTORS:
-        banks = [
-            AdapterBank.of(base, [scaled(adapter, c) for adapter in group])
-            for group in groups.values()
-        ]
-        results = evaluate(headline_of(held_out), _scorers(banks), model="", run="", seed=0)
+        scorer_of = scorers(base, [scaled(adapter, c) for adapter in adapters])
+        results = evaluate(headline_of(held_out), scorer_of, model="", run="", seed=0)
         values[c] = results[results["model"] == ""][["segment", "user_id", "value"]]
     return shrinkage_of(values, {a.segment: rows_of[a.segment] for a in adapters}, confidence)
 
@@ -231,11 +222,6 @@ def _nothing(adapter: Adapter) -> Adapter:
         )
     rows = {n: t[:0].clone() for n, t in adapter.tensors.items() if not t.is_floating_point()}
     return replace(adapter, config=NOTHING, tensors=rows)
-
-
-def _scorers(banks: Sequence[AdapterBank]) -> ScorerOf:
-    bank_of = {name: bank for bank in banks for name in bank.segment_names}
-    return lambda segment: bank_of[segment].scorer(segment)
 
 
 def _gains(values: Mapping[float, pd.DataFrame]) -> dict[float, pd.Series]:

@@ -165,3 +165,23 @@ def test_a_margin_below_zero_is_called_what_it_is() -> None:
     row = table.iloc[0]
     assert row["goes_live"] and row["gain"] < 0
     assert row["reason"].startswith("not worse by more than 0.1: gain -0.0")
+
+
+def decisions(**statuses: str) -> Decisions:
+    rows = [{"segment": s, "status": its, "reason": "r"} for s, its in statuses.items()]
+    return Decisions(pd.DataFrame(rows))
+
+
+def test_a_decision_that_flips_between_seeds_is_not_decided() -> None:
+    done = decisions(a="promoted", b="kept", c="skipped", d="fell back")
+    other = decisions(a="promoted", b="promoted", c="kept", d="quarantined")
+    told = done.across({3: done, 7: other})
+    assert told.table["across_seeds"].tolist() == ["promoted", "not decided", "kept", "not decided"]
+    assert told.table["status"].tolist() == done.table["status"].tolist() and told.not_decided == 2
+    assert told.table["reason"].tolist() == [
+        "r",
+        "not decided: kept under seed 3; promoted under seed 7; r",
+        "r",
+        "not decided: fell back under seed 3; kept under seed 7; r",
+    ]
+    assert told.goes_live == done.goes_live == {"a", "d"} and done.not_decided == 0

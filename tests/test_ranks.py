@@ -26,6 +26,8 @@ from reclora.store import AdapterStore
 from reclora.training import TrainingConfig
 
 RECLORA = Path(sys.executable).with_name("reclora")
+TRAINED, RANKED = "training/*.safetensors", "measuring/lists-*.parquet"
+"""What a run keeps as it goes: checkpoints of chunks, lists of models."""
 
 
 def on_ranks(folder: Path, base: Path, **changes: object) -> RunSettings:
@@ -209,9 +211,15 @@ def ranks_below(launcher: int) -> list[int]:
 
 
 def broken(
-    tmp_path: Path, base: Path, checkpoints: int, rank: int, number: int, minutes: float = 60.0
+    tmp_path: Path,
+    base: Path,
+    moment: tuple[str, int],
+    rank: int,
+    number: int,
+    minutes: float = 60.0,
 ) -> tuple[RunSettings, str]:
-    """A run of which one rank is sent a signal when there are so many checkpoints; what it said."""
+    """A run of which one rank is sent a signal when there are so many files; what it said."""
+    pattern, files = moment
     settings = replace(short(tmp_path, base), deadline_minutes=minutes)
     toml = write_toml(tmp_path / "run.toml", settings)
     with (tmp_path / "said.txt").open("w+") as said:
@@ -219,7 +227,7 @@ def broken(
             command(2, toml, restarts=2), cwd=tmp_path, env=environment(), stdout=said, stderr=said
         )
         until = time.monotonic() + 240
-        while len(list(settings.runs.glob("*/training/*.safetensors"))) < checkpoints:
+        while len(list(settings.runs.glob(f"*/{pattern}"))) < files:
             assert launcher.poll() is None and time.monotonic() < until
             time.sleep(0.01)
         os.kill(ranks_below(launcher.pid)[rank], number)
@@ -235,12 +243,12 @@ def broken(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("checkpoints", [1, 2, 4, 6, 9])
+@pytest.mark.parametrize("moment", [*((TRAINED, files) for files in (1, 2, 3, 4)), (RANKED, 2)])
 def test_row_13_a_rank_is_killed_and_all_go_on(
-    tmp_path: Path, base: Path, unbroken: Outcome, checkpoints: int, rank: int
+    tmp_path: Path, base: Path, unbroken: Outcome, moment: tuple[str, int], rank: int
 ) -> None:
-    """torchrun starts the group again, and it goes on from the checkpoints, to the same bytes."""
-    settings, _ = broken(tmp_path, base, checkpoints, rank, signal.SIGKILL)
+    """torchrun starts the group again, and it goes on from what is kept, to the same bytes."""
+    settings, _ = broken(tmp_path, base, moment, rank, signal.SIGKILL)
     check_same_run(settings, unbroken)
     assert "resume" in events(settings)
 
@@ -249,6 +257,6 @@ def test_row_13_a_rank_is_killed_and_all_go_on(
 def test_row_11_a_hung_rank_is_ended_after_the_deadline(
     tmp_path: Path, base: Path, unbroken: Outcome
 ) -> None:
-    settings, text = broken(tmp_path, base, 3, 1, signal.SIGSTOP, minutes=0.5)
+    settings, text = broken(tmp_path, base, (TRAINED, 3), 1, signal.SIGSTOP, minutes=0.5)
     check_same_run(settings, unbroken)
     assert "resume" in events(settings) and "imed out" in text

@@ -1,6 +1,7 @@
 """The main job: what it publishes, writes and refuses, and that it does nothing twice."""
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from reclora.bank import AdapterBank
 from reclora.base import BaseModel
 from reclora.configs import AdapterConfig, AdapterError
 from reclora.files import read_parquet, write_parquet
+from reclora.gate import GateConfig
 from reclora.interactions import Interactions
 from reclora.ladder import rungs
 from reclora.pipelines import learning
@@ -68,6 +70,8 @@ from tests.small_runs import (
 from tests.small_worlds import numbers
 from tests.test_prepare import cut_log
 from tests.test_pretrain import tables
+from tests.test_trial import BASE as SHORT_BASE
+from tests.test_trial import SPLIT as SHORT_SPLIT
 
 RESULTS = ["run", "model", "segment", "seed", "user_id", "metric", "k", "value"]
 
@@ -338,7 +342,7 @@ def test_each_seed_stands_on_its_own_parent_and_choices_on_one_stopped_by_half(
     learned = learn(mine, inputs)
     decisions = pipeline._decide(mine, inputs, learned)
     yardstick = yardstick_of(mine, inputs.base, inputs.windows, inputs.folder.id)
-    assessment = pipeline.measure(mine, inputs, learned, decisions, yardstick)
+    assessment, _ = pipeline.measure(mine, inputs, learned, decisions, yardstick)
     assert [part.model for part in assessment.parts].count(SUBJECT) == 2
     assert learned.subject is trained[SUBJECT, 3][1]
     folds, choice = chosen[SUBJECT]
@@ -817,3 +821,40 @@ def test_another_file_of_labels_is_another_run(tmp_path: Path) -> None:
     write_parquet(labels, pa.table(rows | {"label": [0, 1]}))
     second = retrain(mine)
     assert not second.was_there and second.folder.id != first.folder.id
+
+
+def test_a_run_says_what_flips(tmp_path: Path) -> None:
+    log = random_log(tmp_path / "log.parquet", {n: (0, 1) for n in "abcdef"}, users=60, rows=2000)
+    mine = small_settings(
+        tmp_path,
+        log,
+        base=SHORT_BASE,
+        split=SHORT_SPLIT,
+        seeds=(0, 1, 2),
+        gate=GateConfig(rule="each", confidence=0.5),
+        compared=(),
+        kinds="given",
+        parent="none",
+        search=Search((0.4,), (0.1,), (0.0,)),
+    )
+    outcome = retrain(mine)
+    table = outcome.decisions.table.set_index("segment")
+    flips = table["across_seeds"] == "not decided"
+    assert 0 < flips.sum() < len(table)
+    assert (table["across_seeds"] == table["status"].replace("skipped", "kept"))[~flips].all()
+    assert (
+        table["reason"][flips]
+        .str.contains("not decided: .* under seed 0; .* under seed 1; .* under seed 2; ")
+        .all()
+    )
+    page = outcome.folder.report.read_text()
+    assert page.count("<td>not decided</td>") == flips.sum()
+    assert re.search(rf"Not decided in {flips.sum()}: other seeds come to something else", page)
+    kept = read_parquet(outcome.folder.decisions).to_pandas().set_index("segment")
+    pd.testing.assert_frame_equal(kept, table)
+    # Each seed as a run of its own comes to what is said of it.
+    for seed in (1, 2):
+        alone = retrain(replace(mine, seeds=(seed,), folder=tmp_path / str(seed)))
+        statuses = alone.decisions.table.set_index("segment")["status"].replace("skipped", "kept")
+        for name in table.index[flips]:
+            assert f"{statuses[name]} under seed {seed}" in table["reason"][name]

@@ -46,7 +46,7 @@ FLOORS = (
         "store",
         "interchange",
     ),
-    ("evaluation", "comparison", "gate", "distributed", "truncation"),
+    ("evaluation", "comparison", "gate", "distributed", "truncation", "stability", "shrinkage"),
     ("report",),
     ("pipelines", "datasets"),
 )
@@ -128,6 +128,8 @@ TESTED_IN = {
     "reclora.pipelines.inputs": "test_retrain",
     "reclora.pipelines.learning": "test_retrain",
     "reclora.pipelines.plan": "test_nightly",
+    "reclora.pipelines.stability": "test_stability_cli",
+    "reclora.pipelines.under_seeds": "test_stability_cli",
     "reclora.pipelines.live": "test_evaluate",
     "reclora.pipelines.options": "test_cli",
     "reclora.pipelines.yardstick": "test_evaluate",

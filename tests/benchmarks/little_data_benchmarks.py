@@ -21,6 +21,7 @@ from reclora.configs import AdapterConfig
 from reclora.datasets.planted import PlantedConfig, plant
 from reclora.evaluation import EvaluationConfig, HeldOut, evaluate, hold_out
 from reclora.interactions import IdMap, Interactions
+from reclora.learning_curves import learning_curves
 from reclora.shrinkage import Shrinkage, scaled, shrink, toward_parents
 from reclora.training import TrainingConfig, train
 
@@ -47,11 +48,12 @@ class World:
     unshifted: frozenset[str]
 
     @classmethod
-    def of(cls, segments: int, seed: int = 0) -> World:
+    def of(cls, segments: int, rows: int = ROWS, seed: int = 0) -> World:
         """The base has the true vectors; a segment's first rows train it, all others are held out.
 
         Args:
             segments: half of them, rounded down, are not shifted.
+            rows: of each segment that it trains on.
         """
         planted = plant(
             PlantedConfig(
@@ -62,15 +64,15 @@ class World:
                 unshifted_segments=segments // 2,
                 tiny_segments=0,
                 num_base_interactions=1,
-                num_interactions=segments * (ROWS + USERS * 4),
+                num_interactions=segments * (rows + USERS * 4),
                 rank=1,
                 bias_shift=4.0,
                 signal=1.0,
                 seed=seed,
             )
         )
-        rows = [chunk for chunk in planted.chunks() if len(chunk.user_rows)][1:]
-        users = np.concatenate([chunk.user_rows for chunk in rows])
+        chunks = [*planted.chunks()][1:]
+        users = np.concatenate([chunk.user_rows for chunk in chunks])
         codes = planted.user_segment[users].astype(np.int64)
         base = BaseModel.of(
             IdMap(planted.user_ids),
@@ -86,13 +88,13 @@ class World:
             segments=codes,
             user_rows=base.users.rows_of(planted.user_ids.take(users)),
             item_rows=base.items.rows_of(
-                planted.item_ids.take(np.concatenate([chunk.item_rows for chunk in rows]))
+                planted.item_ids.take(np.concatenate([chunk.item_rows for chunk in chunks]))
             ),
-            timestamps=np.concatenate([chunk.timestamps for chunk in rows]),
+            timestamps=np.concatenate([chunk.timestamps for chunk in chunks]),
         )
         place = np.arange(len(log)) - np.repeat(log.offsets[:-1], np.diff(log.offsets))
-        trained = log.select(place < ROWS)
-        later = hold_out(log.select(place >= ROWS), trained, HEADLINE)
+        trained = log.select(place < rows)
+        later = hold_out(log.select(place >= rows), trained, HEADLINE)
         judges = set[int]()
         for segment in later.segments:
             judges |= {*segment.user_rows_U[:JUDGES].tolist()}
@@ -101,8 +103,8 @@ class World:
         return cls(
             base,
             trained,
-            later.only_users(lambda rows: is_judge[rows]),
-            later.only_users(lambda rows: ~is_judge[rows]),
+            later.only_users(lambda of_users: is_judge[of_users]),
+            later.only_users(lambda of_users: ~is_judge[of_users]),
             frozenset(planted.unshifted_segments),
         )
 
@@ -179,3 +181,26 @@ def little_data() -> list[Figure]:
         Figure("little_data_ndcg", mean, "NDCG@10", ">= 1", "the parent alone", parent),
         Figure("little_data_ndcg_over_own", mean, "NDCG@10", ">= 1", "unshrunk", unshrunk),
     ]
+
+
+@measures("learning_curve_ahead")
+def learning_curve_ahead() -> Figure:
+    """The lift that the curve of 64 rows a segment promises for 256, over what 256 rows give."""
+    torch.set_num_threads(1)
+    world = World.of(100, rows=256)
+    place = np.arange(len(world.log)) % 256
+    training = TrainingConfig(rows_lr=0.05, bias_lr=0.05, epochs=10)
+    early, late = (
+        learning_curves(
+            world.base, world.log.select(place < rows), AdapterConfig(rank=2), training, world.test
+        )
+        for rows in (64, 256)
+    )
+    for curves in (early, late):
+        print(curves.table[curves.table["scope"] == "all"].to_string())
+        print(f"slope {curves.slope:.4f} [{curves.slope_low:.4f}, {curves.slope_high:.4f}]")
+        print(curves.advice["says"].value_counts().head(5).to_string(), flush=True)
+    promised = early.level + early.slope * np.log2(256)
+    whole = late.table[(late.table["scope"] == "all") & (late.table["share"] == 1)]
+    lift = float(whole["lift"].iloc[0])
+    return Figure("learning_curve_ahead", promised, "NDCG@10", "<= 1.5", "with 256 rows", lift)
