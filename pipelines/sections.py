@@ -28,7 +28,8 @@ def sections_of(tables: Tables, k: int, subject: str, baseline: str) -> list[Sec
                 "the test window; warm: with one. User activity: how many rows the user has there, "
                 "0 the cold ones. Item popularity: head, the fewest items that hold half of those "
                 "rows; tail, the other warm ones. Of a slice of items only its items count, in the "
-                "same lists. q is corrected for the values of a slice.",
+                "same lists. Days after: from the last row before the test window to a test row. "
+                f"{told_of_age(shown)}q is corrected for the values of a slice.",
                 shown[[*columns, "low", "high", "q", "verdict"]],
             )
         )
@@ -66,6 +67,31 @@ def sections_of(tables: Tables, k: int, subject: str, baseline: str) -> list[Sec
             )
         )
     return found
+
+
+def told_of_age(slices: pd.DataFrame) -> str:
+    """How soon a lift grows old, and how often to retrain for it; empty without ages.
+
+    A lift is old where the interval of its difference lies below half of the youngest's.
+    """
+    ages = slices[slices["slice"] == "days after"]
+    if ages.empty:
+        return ""
+    young = ages.iloc[0]
+    if not young["low"] > 0:
+        return f"In the first days ({young['value']}) no lift can be told, so none that fades. "
+    old = ages[ages["high"] < young["difference"] / 2]
+    if old.empty:
+        last = str(ages.iloc[-1]["value"]).rpartition("-")[2]
+        return (
+            f"Within {last} days no lift is seen to fall below half of the first days': nothing "
+            "here asks for retraining more often. "
+        )
+    days = str(old.iloc[0]["value"]).partition("-")[0]
+    return (
+        f"From {days} days on the lift is below half of the first days': retrain at least that "
+        "often. "
+    )
 
 
 def _wide(table: pd.DataFrame, columns: str, values: str) -> pd.DataFrame:

@@ -28,7 +28,7 @@ from reclora.pipelines.kept import Kept
 from reclora.pipelines.live import KNOWN_UNTIL
 from reclora.pipelines.retrain import retrain
 from reclora.pipelines.run import RunSettings
-from reclora.pipelines.sections import definitions, sections_of
+from reclora.pipelines.sections import definitions, sections_of, told_of_age
 from reclora.pipelines.served import Served
 from reclora.pipelines.settings import SettingsError
 from reclora.pipelines.summary import as_json
@@ -493,3 +493,30 @@ def test_the_command_evaluates_what_is_live(settings: RunSettings, tmp_path: Pat
     assert "release 1: better than frozen base" in done.stdout
     done = reclora("evaluate", path, "--release", 7, cwd=tmp_path)
     assert done.returncode == 1 and "has no release 7" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("lifts", "told"),
+    [
+        ([], ""),
+        ([("0-1", -0.01, 0.02, 0.05)], "In the first days (0-1) no lift can be told"),
+        (
+            [("0-1", 0.02, 0.03, 0.04), ("2-3", 0.0, 0.01, 0.02)],
+            "Within 3 days no lift is seen to fall below half",
+        ),
+        (
+            [("0-1", 0.02, 0.03, 0.04), ("2-3", 0.0, 0.01, 0.02), ("4-7", -0.01, 0.0, 0.01)],
+            "From 4 days on the lift is below half of the first days': retrain at least that often",
+        ),
+    ],
+)
+def test_a_page_says_how_soon_a_lift_grows_old(
+    lifts: list[tuple[str, float, float, float]], told: str
+) -> None:
+    rows = [
+        {"slice": "days after", "value": value, "low": low, "difference": mean, "high": high}
+        for value, low, mean, high in lifts
+    ]
+    others = {"slice": "users", "value": "cold", "low": -1.0, "difference": 0.0, "high": 1.0}
+    said = told_of_age(pd.DataFrame([others, *rows]))
+    assert said.startswith(told) and bool(said) == bool(told)

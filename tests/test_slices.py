@@ -210,3 +210,26 @@ def test_half_of_the_seen_log_is_counted_in_its_rows() -> None:
     popularity = slices_of(hold_out(held, seen, CONFIG), held, seen)["item popularity"]
     heads = popularity["head"].segments[2].relevant.item_rows.tolist()
     assert heads == [0]
+
+
+@pytest.mark.parametrize("gap", [1, 0])
+def test_rows_grow_older_by_doublings_of_days(gap: int) -> None:
+    """Where every one of them is later than what was seen; else there is no such slice."""
+    day, days = 86_400_000_000, [0, 1, 2, 3, 4, 7, 8, 100]
+    seen = log([("de", 0, 0)])
+    heldout = Interactions.from_arrays(
+        users=seen.users,
+        items=seen.items,
+        segment_names=("de", "us"),
+        segments=[0] * len(days),
+        user_rows=[1] * len(days),
+        item_rows=range(len(days)),
+        timestamps=[number * day + gap for number in days],
+    )
+    slices = slices_of(hold_out(heldout, seen, CONFIG), heldout, seen)
+    if not gap:
+        assert "days after" not in slices
+        return
+    found = {value: {i for _, _, i in relevant(h)} for value, h in slices["days after"].items()}
+    assert list(found) == ["0-1", "2-3", "4-7", "8-15", "64-127"]
+    assert found == {"0-1": {0, 1}, "2-3": {2, 3}, "4-7": {4, 5}, "8-15": {6}, "64-127": {7}}

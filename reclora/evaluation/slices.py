@@ -6,10 +6,12 @@
 | `items` | `cold`: the item has no row in the seen log; else `warm` |
 | `user activity` | the user's rows in the seen log: `0`, `1-9`, `10-99`, `100-999`, ... |
 | `item popularity` | `head`: of the fewest items that hold half of the seen log; `tail`; `cold` |
+| `days after` | days from the end of the seen log to the row, `0-1`, `2-3`, `4-7`, `8-15`, ... |
 | an attribute of the log | what the row has there; `column NAME` if it is called like one above |
 
 A slice of rows leaves the lists as they are and changes what is relevant: in the slice of tail
-items only tail items count, as relevant and as hits.
+items only tail items count, as relevant and as hits. `days after` is there where every held-out row
+is later than the seen log: by it one sees how fast what was learned grows old.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from numpy.typing import NDArray
 
 from reclora.evaluation.held_out import HeldOut
 from reclora.interactions import Interactions
+from reclora.recency import DAY
 
 Slice = dict[str, HeldOut]
 """Value -> what is held out in it."""
@@ -42,6 +45,8 @@ def slices_of(held_out: HeldOut, heldout: Interactions, seen: Interactions) -> d
         "user activity": _decades(user_counts)[heldout.user_rows],
         "item popularity": _popularity(item_counts)[heldout.item_rows],
     }
+    if len(seen) and len(heldout) and heldout.timestamps.min() > seen.timestamps.max():
+        built_in["days after"] = _ages((heldout.timestamps - seen.timestamps.max()) // DAY)
     values: dict[str, pd.Categorical] = {}
     for name, strings in built_in.items():
         values[name] = pd.Categorical(strings.astype(object))
@@ -92,6 +97,14 @@ def _decades(counts: NDArray[np.int64]) -> NDArray[np.str_]:
         ["0", *(f"{10 ** (d - 1)}-{10**d - 1}" for d in range(1, max(digits, default=1) + 1))]
     )
     return names[np.where(counts > 0, digits, 0)]
+
+
+def _ages(days: NDArray[np.int64]) -> NDArray[np.str_]:
+    """0-1, 2-3, 4-7, ...: fixed, so that the slices of two runs are the same."""
+    doublings = np.log2(np.maximum(days, 1)).astype(np.int64)
+    first = np.where(doublings > 0, 1 << doublings, 0)
+    names = np.char.add(np.char.add(first.astype(str), "-"), ((2 << doublings) - 1).astype(str))
+    return names
 
 
 def _popularity(counts: NDArray[np.int64]) -> NDArray[np.str_]:

@@ -192,7 +192,12 @@ def learning_curve_ahead() -> Figure:
     training = TrainingConfig(rows_lr=0.05, bias_lr=0.05, epochs=10)
     early, late = (
         learning_curves(
-            world.base, world.log.select(place < rows), AdapterConfig(rank=2), training, world.test
+            world.base,
+            world.log.select(place < rows),
+            AdapterConfig(rank=2),
+            training,
+            world.test,
+            stopping=world.validation,
         )
         for rows in (64, 256)
     )
@@ -200,7 +205,7 @@ def learning_curve_ahead() -> Figure:
         print(curves.table[curves.table["scope"] == "all"].to_string())
         print(f"slope {curves.slope:.4f} [{curves.slope_low:.4f}, {curves.slope_high:.4f}]")
         print(curves.advice["says"].value_counts().head(5).to_string(), flush=True)
-    promised = early.level + early.slope * np.log2(256)
+    promised = float(early.level + early.slope * np.log2(256))
     whole = late.table[(late.table["scope"] == "all") & (late.table["share"] == 1)]
     lift = float(whole["lift"].iloc[0])
     return Figure("learning_curve_ahead", promised, "NDCG@10", "<= 1.5", "with 256 rows", lift)
