@@ -1,6 +1,6 @@
 """The verbs: `reclora demo | settings | prepare | pretrain | retrain | evaluate | report |
-recommend | tune | stability | doctor`, and those on a store: `promote | rollback | history | diff |
-verify | gc`.
+recommend | tune | stability | segments discover | doctor`, and those on a store: `promote |
+rollback | history | diff | verify | gc`.
 
 Nothing heavy is imported before a verb needs it, so that `--help` answers at once. Results go to
 stdout, progress and errors to stderr. Exit codes:
@@ -22,16 +22,21 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from . import evaluate_cli, operate, recommend_cli, stability_cli, tune_cli, usage
+from . import (
+    discover_cli,
+    evaluate_cli,
+    operate,
+    recommend_cli,
+    stability_cli,
+    tune_cli,
+    usage,
+)
 from .options import Overrides, SettingsFile, command_line, load_run
 from .ranks import is_first, num_ranks
-
-if TYPE_CHECKING:
-    pass
 
 app = typer.Typer(
     name="reclora",
@@ -254,6 +259,7 @@ def doctor(
 app.add_typer(evaluate_cli.verbs)
 app.add_typer(recommend_cli.verbs)
 app.add_typer(tune_cli.verbs)
+app.add_typer(discover_cli.verbs)
 app.add_typer(stability_cli.verbs)
 app.add_typer(operate.verbs)
 

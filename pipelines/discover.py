@@ -2,13 +2,13 @@
 
     log -> windows, without test -> base
         -> clusters of users, for each number, by rows before validation alone
-        -> pooled adapter: 1, no segments; its search chooses the rates of all
-        -> each number's own adapters, in one pass
+        -> pooled adapter: its search chooses the rates of all, and segments stand on it
+        -> each number's own adapters, in one pass: 1, everybody as one segment, too
         -> the smallest number within one standard error of the best; the given segments beside it
 
-All are judged by the same validation users, who chose no epoch. Rates are those that validation
-likes best for the pooled adapter; every segment has all that [adapter] says; `parent = "auto"`
-counts as `pooled`. Nothing is published.
+That 1 is trained as the others are makes segments the only difference: training longer is none. All
+are judged by the same validation users, who chose no epoch. Every segment has all that [adapter]
+says; `parent = "auto"` counts as `pooled`. Nothing is published.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -80,10 +80,11 @@ class Discovered:
     """The headline metric."""
     table: pd.DataFrame
     """A row a number, and one for the given segments: segments (the number, or `given`), count,
-    users, mean, difference (to 1, the pooled adapter), low, high, verdict, chosen."""
+    users, mean, difference (to 1, one segment of all), low, high, verdict, chosen."""
     number: int
     """The chosen one; 1: no segments."""
-    chosen: Segmentation
+    segmentations: Mapping[str, Segmentation]
+    """All that were compared, by what `segments` calls them."""
     users: IdMap
     """Those of the base."""
     given: pd.DataFrame
@@ -94,28 +95,30 @@ class Discovered:
     compared user by user, given segments are taken as their users' too."""
 
     @property
+    def chosen(self) -> Segmentation:
+        """That of the chosen number."""
+        return self.segmentations[str(self.number)]
+
+    @property
     def outcome(self) -> str:
         """What came of it, in sentences."""
-        rows = self.table.set_index("segments")
-        best = rows.loc[[str(each) for each in rows.index if each != GIVEN], "mean"]
-        said = f"{self.measure} on validation, {rows['users'].iloc[0]:,} users: "
+        rows = {str(row["segments"]): row for row in self.table.to_dict("records")}
+        said = f"{self.measure} on validation, {rows['1']['users']:,} users: "
         if self.number == 1:
-            said += (
-                "no segments, the pooled adapter serves all: no number of segments is better by "
-                "more than a standard error."
-            )
+            said += "no segments; no number of them is better by more than a standard error."
         else:
-            its = rows.loc[str(self.number)]
+            numbers = [name for name in rows if name != GIVEN]
+            best = max(numbers, key=lambda name: float(rows[name]["mean"]))
+            its = rows[str(self.number)]
             said += (
                 f"{self.number} segments, the smallest number within a standard error of the best, "
-                f"{best.idxmax()}: {_lift(its)} to the pooled adapter, {its['verdict']}."
+                f"{best}: {_lift(its)} to one segment of all, {its['verdict']}."
             )
         if self.given.empty:
             return f"{said} The log has one segment: there are no others to compare with."
-        count = rows.loc[GIVEN, "count"]
-        its = self.given.iloc[0]
-        said += f" Against the {count:,} given segments: {_lift(its)}, {its['verdict']}"
-        said += "; the number was chosen by these users, which flatters it."
+        (its,) = self.given.to_dict("records")
+        said += f" Against the {rows[GIVEN]['count']:,} given segments: {_lift(its)}, "
+        said += f"{its['verdict']}; the number was chosen by these users, which flatters it."
         if self.moved:
             said += (
                 f" {self.moved:.1%} of the rows are in another segment than most of their user's; "
@@ -181,7 +184,7 @@ def discover(settings: RunSettings, numbers: Sequence[int] = NUMBERS) -> Discove
     """Cluster users, choose the number by validation, and compare with the log's own segments.
 
     Args:
-        numbers: of segments; 1, the pooled adapter alone, is always among them.
+        numbers: of segments; 1, everybody as one, is always among them.
 
     Raises:
         LogError, SettingsError, BaseError, ValueError: what is wrong with input or settings.
@@ -205,7 +208,7 @@ def discover(settings: RunSettings, numbers: Sequence[int] = NUMBERS) -> Discove
     values = _Compared(settings, base, windows, log).values(found)
     table, chosen, given = _table(settings, values, found)
     return Discovered(
-        settings.evaluation.headline, table, int(chosen), found[chosen], base.users, given, moved
+        settings.evaluation.headline, table, int(chosen), found, base.users, given, moved
     )
 
 
@@ -325,7 +328,7 @@ def _table(
         own = row[columns].assign(mean=row["model_mean"], segments=name, chosen=name == chosen)
         parts.append(own.assign(count=len(found[name].names)))
     table = pd.concat(parts, ignore_index=True)
-    # The pooled adapter is no other than itself.
+    # It is no other than itself.
     table.loc[table["segments"] == "1", ["low", "high"]] = np.nan
     table.loc[table["segments"] == "1", "verdict"] = ""
     order = ["segments", "count", "users", "mean", *columns[1:], "chosen"]
@@ -333,5 +336,5 @@ def _table(
     return table[order], chosen, given
 
 
-def _lift(row: pd.Series) -> str:
+def _lift(row: Mapping[Any, Any]) -> str:
     return f"{row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}]"

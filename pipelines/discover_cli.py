@@ -18,8 +18,16 @@ if TYPE_CHECKING:
     from .run import RunSettings
 
 verbs = typer.Typer()
-segments = typer.Typer(no_args_is_help=True, help="Segments that a log does not have yet.")
+segments = typer.Typer(no_args_is_help=True)
 verbs.add_typer(segments, name="segments")
+
+
+@segments.callback()
+def segmenting() -> None:
+    """Find segments that a log does not have yet.
+
+    Example: reclora segments discover run.toml
+    """
 
 
 @segments.command()
@@ -29,7 +37,7 @@ def discover(
         Path, typer.Option(help="Parquet with user_id and segment; a file there is replaced.")
     ] = Path("segments.parquet"),
     numbers: Annotated[
-        str, typer.Option(help="How many segments are tried; 1, none, is among them.")
+        str, typer.Option(help="How many segments are tried; 1, all as one, is among them.")
     ] = "1,2,4,8,16",
     write_log: Annotated[
         Path | None,
@@ -44,7 +52,7 @@ def discover(
     is the smallest within a standard error of the best, and may be 1: no segments. The given
     segments are compared beside it. The test window is not read, and nothing is published.
 
-    Example: reclora segments discover run.toml --numbers 1,2,4,8 --out segments.parquet
+    Example: reclora segments discover run.toml --numbers 1,2,4
 
     Example: reclora segments discover run.toml --write-log logs/discovered
     """
@@ -124,7 +132,7 @@ def _print(found: Discovered) -> None:
 
 def _compared(found: Discovered) -> Table:
     users = found.table["users"].iloc[0]
-    title = f"{found.measure} on validation, {users:,} users; difference to 1, the pooled adapter"
+    title = f"{found.measure} on validation, {users:,} users; difference to 1, one segment of all"
     columns = "segments", "mean", "difference", "95 % interval", "verdict", "chosen"
     table = _table(title, *columns)
     for row in found.table.to_dict("records"):

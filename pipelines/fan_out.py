@@ -48,9 +48,12 @@ def fan_out(
         How each ended, in the order of the commands.
 
     Raises:
+        ValueError: at_once is below 1.
         RuntimeError: Ray is not installed.
         ConnectionError: there is no cluster at the address.
     """
+    if at_once < 1:
+        raise ValueError(f"at_once must be at least 1, got {at_once}")
     here = os.getcwd()
     if ray is None:
         with ThreadPoolExecutor(at_once) as pool:

@@ -85,7 +85,7 @@ class Inputs:
         check_store(settings, base)
         inputs = summary.inputs | files_beside_the_log(settings)
         folder, start, published = _folder_of(settings, base.fingerprint, inputs, store, only)
-        check_same("runs", folder.id)
+        check_same("runs", f"{folder.id}, published as {published and published.number}")
         whole = windows_of(settings)
         check_earlier(settings, whole)
         # Identifiers that adapters brought are known from now on.

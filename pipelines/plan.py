@@ -51,6 +51,11 @@ class Planned:
 
 def plan(settings: RunSettings, only: Sequence[str] = ()) -> Planned:
     """Do all that comes before training, and say what would be; for errors see `retrain`."""
+    if num_ranks() > 1:
+        raise SettingsError(
+            f"a plan is made in one process, and here are {num_ranks()} ranks: start --dry-run "
+            "without torchrun"
+        )
     with alone_in(settings.folder):
         check_writable(settings)
         inputs = Inputs.read(settings, only)

@@ -34,6 +34,11 @@ def is_first() -> bool:
     return num_ranks() == 1 or os.environ["RANK"] == "0"
 
 
+def is_restarted() -> bool:
+    """Whether torchrun has started the same command again, after a rank was lost."""
+    return num_ranks() > 1 and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
 @contextmanager
 def together(deadline_minutes: float) -> Iterator[None]:
     """Join the ranks to a group, and part at the end; nothing where there is one.
@@ -58,9 +63,12 @@ def in_turn(work: Callable[[], Made]) -> Made:
         return work()
     import torch.distributed as dist
 
-    made = work() if is_first() else None
+    if is_first():
+        made = work()
+        dist.barrier()
+        return made
     dist.barrier()
-    return work() if made is None else made
+    return work()
 
 
 def check_same(what: str, text: str) -> None:

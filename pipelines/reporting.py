@@ -13,7 +13,7 @@ from reclora.arithmetic import singular_values
 from reclora.bank import AdapterBank
 from reclora.configs import AdapterConfig
 from reclora.interactions import Interactions
-from reclora.report import Report, write_report
+from reclora.report import TO_TELL, Report, write_report
 from reclora.splits import Windows
 from reclora.stability import NOT_DECIDED
 
@@ -58,7 +58,9 @@ def segment_states(windows: Windows, subject: Trained, decisions: Decisions) -> 
                 "numbers": 0 if adapter is None else adapter.num_numbers,
                 "bytes": 0 if adapter is None else num_bytes(adapter),
                 "best epoch": epoch,
-                "decision": NOT_DECIDED if across.get(name) == NOT_DECIDED else str(status),
+                "decision": f"{status}, {NOT_DECIDED}"
+                if across.get(name) == NOT_DECIDED
+                else str(status),
                 "reason": str(reason),
             }
         )
@@ -95,6 +97,24 @@ def spectra_of(subject: Trained, windows: Windows) -> pd.DataFrame:
                     for at, energy in enumerate(energy_R.tolist(), 1)
                 ]
     return pd.DataFrame(rows)
+
+
+def with_advice(
+    states: pd.DataFrame, comparison: pd.DataFrame, metric: str, k: int
+) -> pd.DataFrame:
+    """The states of segments with what it takes to tell each of which nothing can be told: how many
+    more users would show the difference that was seen (`Effect.users_needed`). Empty where that
+    many were not enough, or no difference was seen: the note says why.
+    """
+    frame = comparison[(comparison["metric"] == metric) & (comparison["k"] == k)]
+    frame = frame[(frame["model"] == SUBJECT) & (frame["baseline"] == BASE)]
+    untold = frame[(frame["scope"] == "segment") & (frame["verdict"] == "cannot tell")]
+    more = dict(zip(untold["segment"], untold["users_needed"] - untold["users"], strict=True))
+    said = [
+        f"about {float(f'{more[s]:.1e}'):,.0f} more users" if 0 < more.get(s, 0) < 1e9 else ""
+        for s in states["segment"]
+    ]
+    return states.assign(**{TO_TELL: said})
 
 
 def _count(log: Interactions, code: int) -> tuple[int, int]:
@@ -156,7 +176,12 @@ def write_run_report(
             k=evaluation.ks[0],
             means=tables.means,
             lifts=tables.comparison,
-            segments=segment_states(inputs.windows, learned.subject, decisions),
+            segments=with_advice(
+                segment_states(inputs.windows, learned.subject, decisions),
+                tables.comparison,
+                evaluation.metrics[0],
+                evaluation.ks[0],
+            ),
             curves=_curves(learned.trained),
             split=inputs.cut.table,
             data_quality=quality,

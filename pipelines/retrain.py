@@ -37,7 +37,7 @@ from .learning import Learned, learn
 from .live import KNOWN_UNTIL
 from .plan import bytes_needed, check_adapter, check_ranks, check_writable, is_done
 from .progress import step
-from .ranks import in_turn, is_first, num_ranks, together
+from .ranks import in_turn, is_first, is_restarted, num_ranks, together
 from .reporting import CURRENT, RELEASED, compared, write_run_report
 from .run import FROM_SCRATCH, RunFolder, RunSettings, digest
 from .scratch import SCRATCH, from_scratch
@@ -78,6 +78,8 @@ def retrain(settings: RunSettings, only: Sequence[str] = (), resume: bool = True
     """
     if num_ranks() > 1:
         settings = replace(settings, workers=1)
+    # What ranks that were lost have left is gone on from, whatever the command says.
+    resume = resume or is_restarted()
     check_ranks(settings)
     with together(settings.deadline_minutes), _first_alone(settings.folder):
         check_writable(settings)
@@ -91,8 +93,9 @@ def retrain(settings: RunSettings, only: Sequence[str] = (), resume: bool = True
             number, store = summary["release"], settings.store_folder
             return Outcome(folder, store, number, decisions, True, settings.gate.canary)
         check_adapter(settings, inputs.base, inputs.windows.train)
-        held = folder.bytes_held if resume else 0
-        check_space(settings.runs, bytes_needed(settings, inputs.windows) - held)
+        if is_first():
+            held = folder.bytes_held if resume else 0
+            check_space(settings.runs, bytes_needed(settings, inputs.windows) - held)
         # What test cannot measure is refused before anything is published.
         yardstick = yardstick_of(settings, inputs.base, inputs.windows, folder.id)
         with writing_alone(folder.path) if is_first() else nullcontext():

@@ -72,7 +72,8 @@ def sections_of(tables: Tables, k: int, subject: str, baseline: str) -> list[Sec
 def told_of_age(slices: pd.DataFrame) -> str:
     """How soon a lift grows old, and how often to retrain for it; empty without ages.
 
-    A lift is old where the interval of its difference lies below half of the youngest's.
+    An age is old where the interval of its difference lies below half of the youngest's lower end,
+    and that of every later age does.
     """
     ages = slices[slices["slice"] == "days after"]
     if ages.empty:
@@ -80,12 +81,13 @@ def told_of_age(slices: pd.DataFrame) -> str:
     young = ages.iloc[0]
     if not young["low"] > 0:
         return f"In the first days ({young['value']}) no lift can be told, so none that fades. "
-    old = ages[ages["high"] < young["difference"] / 2]
+    is_old = (ages["high"] < young["low"] / 2)[::-1].cummin()[::-1]
+    old = ages[is_old]
     if old.empty:
         last = str(ages.iloc[-1]["value"]).rpartition("-")[2]
         return (
-            f"Within {last} days no lift is seen to fall below half of the first days': nothing "
-            "here asks for retraining more often. "
+            f"Within {last} days the lift is not seen to fall for good below half of the first "
+            "days': nothing here asks for retraining more often. "
         )
     days = str(old.iloc[0]["value"]).partition("-")[0]
     return (

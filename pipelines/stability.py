@@ -284,7 +284,7 @@ class _Study:
         own = measured[measured["scope"] == "segment"].drop(columns=["scope", "seeds"])
         table = table.merge(own, on="segment", how="left")
         table["users"] = table["users"].fillna(0).astype(int)
-        found = agreed({seed: _goes_live(its) for seed, its in decisions.items()})
+        found = agreed({seed: its.come_to for seed, its in decisions.items()})
         table = table.merge(found, on="segment", how="left")
         if len(lifts):
             is_cut = (lifts["model"] == AVERAGES[True]) & (lifts["scope"] == "segment")
@@ -293,9 +293,3 @@ class _Study:
             cut = lifts.loc[is_cut, columns].rename(columns=names)
             table = table.merge(cut.astype({"segment": str}), on="segment", how="left")
         return table
-
-
-def _goes_live(decisions: Decisions) -> dict[str, str]:
-    """Segment -> what would come of it."""
-    statuses = zip(decisions.table["segment"], decisions.table["status"], strict=True)
-    return {str(name): status if status in STATUSES else KEPT for name, status in statuses}

@@ -134,6 +134,8 @@ class Material:
             )
             # Whatever a trial may choose: all are judged by the same users.
             folds = num_folds(replace(settings, parent="auto"), validation)
+            # One at a time: each holds copies of the log.
+            self._folds.clear()
             self._folds[which] = (ground, ground.opposite)[:folds]
         return self._folds[which]
 

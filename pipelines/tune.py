@@ -138,6 +138,8 @@ def tune(
             # What failed in a worker fails again here, with its error.
             for (at,) in ended.failed:
                 study.work(f"{who} {at}")
+            for why in ended.given_up.values():
+                print(f"a worker was lost, {why}: fewer trials than asked for", file=sys.stderr)
     return study.finish()
 
 
@@ -201,6 +203,8 @@ class Study:
         trials = study.get_trials()
         defaults = self._read(DEFAULTS)
         known = [t for t in trials if t.state == states.COMPLETE]
+        if not known and trials and all("why" in t.user_attrs for t in trials):
+            raise ValueError(f"no trial could be trained: {trials[0].user_attrs['why']}")
         best = max(known, key=_value_of, default=None)
         if best is not None and _value_of(best) <= float(defaults["value"].mean()):
             best = None

@@ -10,7 +10,6 @@ from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from reclora.bank import AdapterBank
@@ -25,7 +24,7 @@ from reclora.training import Training, TrainingConfig, TrainingError
 from .contenders import Contender, Ground, Trained
 from .progress import Step
 from .run import digest
-from .workshop import digest_of
+from .workshop import digest_of, joined
 
 
 def train_under_seeds(
@@ -73,7 +72,7 @@ def train_under_seeds(
         raise failed[0]
     decides = contender.model, vars(config), digest_of(parent)
     return [
-        Trained(contender, bank, _joined(its), digest(*decides, seed))
+        Trained(contender, bank, joined(its, {}), digest(*decides, seed))
         for bank, its, seed in zip(banks, trainings, seeds, strict=True)
     ]
 
@@ -99,16 +98,3 @@ def _train_copies(
     what = ["under seeds", asdict(contender), digest_of(parent), many.segment_names]
     judge_of = partial(RankingJudge, copied_users(ground.held_out, seeds))
     return workshop.train(what, bank_of, ground.base, many, config, judge_of, 0, taken)
-
-
-def _joined(trainings: Sequence[Training]) -> Training:
-    """One training of all chunks."""
-    best: dict[str, int] = {}
-    quarantined: dict[str, str] = {}
-    for training in trainings:
-        best |= training.best_epoch
-        quarantined |= training.quarantined
-    curves = pd.concat([training.curves for training in trainings], ignore_index=True)
-    steps = sum(training.steps for training in trainings)
-    seconds = sum(training.seconds for training in trainings)
-    return Training(curves, best, steps, quarantined, seconds)

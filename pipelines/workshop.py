@@ -131,7 +131,7 @@ class Workshop:
             for adapter in part.adapters() if part is not None else ():
                 bank.put(adapter)
         names = log.segment_names
-        training = _joined(trainings, {names[s]: why for s, why in finished.given_up.items()})
+        training = joined(trainings, {names[s]: why for s, why in finished.given_up.items()})
         if not is_left:
             name, why = next(iter(training.quarantined.items()))
             raise TrainingError(f"no segment is left to train: {name!r}: {why}", training)
@@ -159,6 +159,10 @@ class Workshop:
         for at in balanced(rows, self.shards.num_ranks)[self.shards.rank]:
             codes = chunks[at]
             part = log if len(chunks) == 1 else log.part(codes)
+            kept = self._checkpoint(name, config.step_rows, codes, part)
+            found = None if kept is None else kept.load()
+            if found is not None and found[1]["is_done"]:
+                continue
             before = taken if taken is None or len(chunks) == 1 else taken.part(codes)
             base = rounds.part(*rows_of_training(part, None, config, seed))
             # What has failed tells why where all are taken up.
@@ -210,7 +214,7 @@ class Workshop:
                     bank, part, own, judge=judge, seed=seed, checkpoint=at, taken=taken
                 )
             except (MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if isinstance(error, DistributedError) or not _is_out_of_memory(error):
                     raise
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
                 said = (
@@ -254,7 +258,7 @@ def chunks_of(log: Interactions, chunk_rows: int) -> list[tuple[int, ...]]:
     return chunks
 
 
-def _joined(trainings: Sequence[Training], given_up: Mapping[str, str]) -> Training:
+def joined(trainings: Sequence[Training], given_up: Mapping[str, str]) -> Training:
     """One training of all; segments that were given up are as they were."""
     quarantined, best = dict(given_up), dict.fromkeys(given_up, 0)
     for training in trainings:

@@ -2,9 +2,9 @@
 
     x_u = [ e_u / |e_u| ,  mean of v_i / |v_i| over the rows (u, i) of the log ]
 
-e_u and v_i are the frozen base's vectors: what the user was, and what the user does now. Each half
-is centred, and scaled to a mean squared length of 1, so that both count alike; k-means on x_u gives
-the clusters. A cluster is called by the items that its users take more than the others do.
+e_u and v_i are the frozen base's vectors: what the user was, and what the user does now. Neither
+half is scaled: the mean over items of many tastes is short, and says as little as it should.
+k-means on x_u gives the clusters; one is called by the items that its users take more than others.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def cluster_users(
 ) -> NDArray[np.int64]:
     """The cluster of each user, by the base's vectors and what the user takes in a log.
 
-    A user without a row in the log goes to the centre nearest to the first half of x_u. Clusters
-    are numbered by their users with rows, the largest first: whom nobody knows best belongs to 0.
-    The same arguments give the same clusters, however many threads there are.
+    A user without a row in the log goes to the centre nearest by the first half of x_u. Clusters
+    are numbered by their users with rows, the largest first, so that 0 is the best guess for
+    anybody else. The same arguments give the same clusters, however many threads there are.
 
     Args:
         base: its tables must be whole.
@@ -67,7 +67,9 @@ def cluster_users(
     if num_clusters == 1:
         return np.zeros(len(base.users), np.int64)
     known_U = np.bincount(log.user_rows, minlength=len(base.users)) > 0
-    features_UF = _features(base, log, known_U)
+    if not known_U.any():
+        raise ValueError("the log has no row to cluster users by; give a log with rows")
+    features_UF = _features(base, log)
     placing = np.flatnonzero(known_U)
     if len(placing) > SAMPLE:
         placing = np.sort(np.random.default_rng(seed).choice(placing, SAMPLE, replace=False))
@@ -179,12 +181,8 @@ def labels_of(users: IdMap, labels_U: NDArray[np.int64], ids: Any) -> NDArray[np
     return np.where(is_null, -1, labels).astype(np.int64)
 
 
-def _features(
-    base: BaseModel, log: Interactions, known_U: NDArray[np.bool_]
-) -> NDArray[np.float32]:
-    """x_u of each user; the second half of users without rows says nothing."""
-    if not known_U.any():
-        raise ValueError("the log has no row to cluster users by; give a log with rows")
+def _features(base: BaseModel, log: Interactions) -> NDArray[np.float32]:
+    """x_u of each user; the second half of users without rows is zero."""
     users_UD = _normalised(base.user_table.lookup(torch.arange(base.user_table.num_rows)))
     items_ND = _normalised(base.item_table.materialised())
     weights = np.ones(len(log), np.float32) if log.weights is None else log.weights
@@ -192,21 +190,12 @@ def _features(
     taken_UN = csr_array((weights, (log.user_rows, log.item_rows)), shape=shape)
     totals_U = np.maximum(taken_UN.sum(axis=1), np.finfo(np.float32).tiny)
     takes_UD = (taken_UN @ items_ND) / totals_U[:, None]
-    halves = (_unit(half_UD, known_U) for half_UD in (users_UD, takes_UD))
-    return np.concatenate([*halves], axis=1).astype(np.float32)
+    return np.concatenate([users_UD, takes_UD], axis=1).astype(np.float32)
 
 
 def _normalised(vectors_ND: torch.Tensor) -> NDArray[np.float32]:
     vectors: NDArray[np.float32] = torch.nn.functional.normalize(vectors_ND, dim=1).numpy()
     return vectors
-
-
-def _unit(half_UD: NDArray[Any], known_U: NDArray[np.bool_]) -> NDArray[Any]:
-    """Centred, and of a mean squared length of 1, over the users with rows."""
-    centred_UD = half_UD - half_UD[known_U].mean(axis=0)
-    length = float(np.sqrt((centred_UD[known_U] ** 2).sum(axis=1).mean()))
-    scaled: NDArray[Any] = centred_UD / length if length > 0 else centred_UD
-    return scaled
 
 
 def _log_odds(counts_CI: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -90,7 +90,7 @@ def learning_curves(
         judging: validation, of segments of the log; its headline metric is the lift's.
         parent: what all segments stand on; if not given, the base.
         stopping: other users of the same segments, who choose each part's epoch. Without them every
-            part trains all epochs.
+            part trains all epochs, small ones overfit, and lift may fall before it rises.
         shares: above 0, the last of them 1.
 
     Raises:
@@ -176,9 +176,9 @@ def curves_of(
     A segment is taken for one like the others: its own lift, which could not be told, is not what
     is to be expected of it. The users' deviation sd is that of all segments' users around their
     segment's mean, and users come as they came, so many a row. As in `Effect.users_needed`, the
-    segment is told alone: among many it takes more. Nothing can be said of a segment
-    that nobody judges; where its users would mostly have shown such a lift already; nor where the
-    curve does not reach what can be detected within `REACH` times its rows.
+    segment is told alone: among many it takes more. Nothing can be said of a segment that nobody
+    judges; where its users would mostly have shown such a lift already; nor where the curve does
+    not reach what can be detected within `REACH` times its rows.
 
     Args:
         gains: segment, share, user_id, gain over the parent: the same users for every share, of
@@ -187,7 +187,7 @@ def curves_of(
         confidence: of intervals and verdicts; 0 < c < 1.
 
     Raises:
-        ValueError: there are no gains of share 1.
+        ValueError: there are no gains of share 1, or some of a segment without rows.
 
     Source: Cohen, "Statistical Power Analysis for the Behavioral Sciences", 1988, chapter 2 (what
     can be detected); Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, section 13.3
@@ -198,7 +198,9 @@ def curves_of(
         raise ValueError(
             f"gains must be of share 1, all rows, and of others, got those of {shares}"
         )
-    known = [segment for segment in rows_of if segment in set(gains["segment"])]
+    judged = set(gains["segment"])
+    if unknown := sorted(judged - set(rows_of)):
+        raise ValueError(f"segment {unknown[0]!r} has gains, but rows_of does not have it")
     table = pd.concat(
         [
             _compared(gains[gains["share"] == share], share, rows_of, confidence, seed)
@@ -207,10 +209,10 @@ def curves_of(
         ignore_index=True,
     )
     each = table[table["scope"] == "segment"]
-    sums_S5 = np.array([_sums(each[each["segment"] == segment]) for segment in known])
+    sums_S5 = np.array([_sums(points) for _, points in each.groupby("segment")])
     level, slope = _fitted(sums_S5.sum(axis=0))
     samples_B2 = np.full((1, 2), np.nan)
-    if len(known) > 1:
+    if len(judged) > 1:
         drawn_B5 = bootstrap_means(sums_S5, _SAMPLES, seed)
         samples_B2 = np.array([_fitted(sums) for sums in drawn_B5])
     low, high = np.quantile(samples_B2[:, 1], [(1 - confidence) / 2, (1 + confidence) / 2])

@@ -185,7 +185,7 @@ def test_the_verbs_that_read_are_all_tested_for_json() -> None:
         for name, command in COMMANDS.items()
         if any("--json" in parameter.opts for parameter in command.params)
     }
-    assert set(COMMANDS) - able == {"demo", "prepare", "pretrain"}
+    assert set(COMMANDS) - able == {"demo", "prepare", "pretrain", "segments"}
 
 
 def test_a_report_is_markdown_on_stdout_and_a_wrong_folder_is_said(place: Path) -> None:

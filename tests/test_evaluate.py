@@ -502,10 +502,14 @@ def test_the_command_evaluates_what_is_live(settings: RunSettings, tmp_path: Pat
         ([("0-1", -0.01, 0.02, 0.05)], "In the first days (0-1) no lift can be told"),
         (
             [("0-1", 0.02, 0.03, 0.04), ("2-3", 0.0, 0.01, 0.02)],
-            "Within 3 days no lift is seen to fall below half",
+            "Within 3 days the lift is not seen to fall for good below half",
         ),
         (
-            [("0-1", 0.02, 0.03, 0.04), ("2-3", 0.0, 0.01, 0.02), ("4-7", -0.01, 0.0, 0.01)],
+            [("0-1", 0.02, 0.03, 0.04), ("2-3", -0.1, -0.05, 0.0), ("4-7", 0.01, 0.02, 0.03)],
+            "Within 7 days the lift is not seen to fall for good below half",
+        ),
+        (
+            [("0-1", 0.03, 0.04, 0.05), ("2-3", 0.0, 0.01, 0.02), ("4-7", -0.01, 0.0, 0.01)],
             "From 4 days on the lift is below half of the first days': retrain at least that often",
         ),
     ],

@@ -259,6 +259,8 @@ def test_gains_of_no_whole_are_refused() -> None:
     for some in (gains, gains[:0]):
         with pytest.raises(ValueError, match="gains must be of share 1, all rows"):
             curves_of(some, {"a": 3})
+    with pytest.raises(ValueError, match="segment 'a' has gains, but rows_of does not have it"):
+        curves_of(gains.assign(share=1.0), {"b": 3})
 
 
 def test_parts_carry_nothing_of_the_held_out_users() -> None:

@@ -153,12 +153,15 @@ def test_what_needs_the_whole_base_is_refused(tmp_path: Path, base: Path) -> Non
     assert not settings.runs.exists()
 
 
-def test_other_verbs_run_alone(tmp_path: Path) -> None:
+def test_other_verbs_and_plans_are_made_alone(tmp_path: Path, base: Path) -> None:
     words = command(2, tmp_path / "run.toml")
     words[words.index("retrain")] = "evaluate"
     done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.count("only `retrain` runs on several ranks; start evaluate alone") == 1
+    toml = write_toml(tmp_path / "run.toml", on_ranks(tmp_path, base))
+    done = started(2, toml, "--dry-run", cwd=tmp_path)
+    assert done.returncode == 1 and "start --dry-run without torchrun" in done.stderr
 
 
 def short(folder: Path, base: Path) -> RunSettings:
@@ -249,6 +252,26 @@ def test_row_13_a_rank_is_killed_and_all_go_on(
 ) -> None:
     """torchrun starts the group again, and it goes on from what is kept, to the same bytes."""
     settings, _ = broken(tmp_path, base, moment, rank, signal.SIGKILL)
+    check_same_run(settings, unbroken)
+    assert "resume" in events(settings)
+
+
+@pytest.mark.slow
+def test_what_ranks_have_begun_one_process_ends(
+    tmp_path: Path, base: Path, unbroken: Outcome
+) -> None:
+    settings = short(tmp_path, base)
+    toml = write_toml(tmp_path / "run.toml", settings)
+    launcher = subprocess.Popen(
+        command(2, toml), cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL
+    )
+    while len(list(settings.runs.glob(f"*/{TRAINED}"))) < 2:
+        assert launcher.poll() is None
+        time.sleep(0.01)
+    for pid in ranks_below(launcher.pid):
+        os.kill(pid, signal.SIGKILL)
+    assert launcher.wait(timeout=120) != 0
+    retrain(settings)
     check_same_run(settings, unbroken)
     assert "resume" in events(settings)
 

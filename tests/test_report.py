@@ -20,7 +20,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plotly.graph_objects import Figure
 
-from reclora.report import Report, Section, markdown, plotly_figures, write_csv, write_report
+from reclora.report import (
+    TO_TELL,
+    Report,
+    Section,
+    markdown,
+    plotly_figures,
+    write_csv,
+    write_report,
+)
 from reclora.report.contents import LIFT
 from reclora.report.text import interval, label, number, percent, short, shown, signed
 
@@ -623,6 +631,28 @@ def test_markdown_says_what_the_page_does(tmp_path: Path) -> None:
     assert "Release 7 went live" in text and "| `frozen base` | .1100 |" in text
     for row in report.by_segment().to_dict("records"):
         assert f"| `{row['segment']}` | {row['users']} | {signed(row['difference'])} |" in text
+
+
+def test_what_it_takes_to_tell_a_segment_stands_beside_what_its_users_could_show(
+    tmp_path: Path,
+) -> None:
+    report = example(("de", "fr", "it"))
+    untold = report.by_segment().set_index("segment")["verdict"] == "cannot tell"
+    said = {s: "about 1,200 more users" if untold[s] else "" for s in ("de", "fr", "it")}
+    segments = report.segments.assign(**{TO_TELL: report.segments["segment"].map(said)})
+    advised = replace(report, segments=segments)
+    text = re.sub(r"\s+", " ", page_of(advised, tmp_path).text)
+    assert f"could show {TO_TELL} " in text and f"“{TO_TELL}” how many more" in text
+    assert "about 1,200 more users" in text and 0 < untold.sum()
+    lines = markdown(advised).splitlines()
+    told = {s: next(line for line in lines if line.startswith(f"| `{s}` |")) for s in said}
+    for segment, line in told.items():
+        needs = " (needs about 1,200 more users) |" if untold[segment] else " |"
+        assert line.endswith(
+            f"{report.by_segment().set_index('segment').at[segment, 'verdict']}{needs}"
+        )
+    before = re.sub(r"\s+", " ", page_of(report, tmp_path).text)
+    assert TO_TELL not in before and "needs about" not in markdown(report)
 
 
 def test_markdown_of_many_segments_has_the_ends() -> None:

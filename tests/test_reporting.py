@@ -26,10 +26,12 @@ from reclora.pipelines.reporting import (
     pairs_of,
     segment_states,
     spectra_of,
+    with_advice,
 )
 from reclora.pipelines.run import Compared
 from reclora.pipelines.scratch import SCRATCH
 from reclora.pipelines.yardstick import BASE, POPULARITY_ALL, POPULARITY_RECENT
+from reclora.report import TO_TELL
 from reclora.report.figures import USUAL
 from reclora.report.text import interval, number, signed
 from reclora.splits import Windows
@@ -218,3 +220,39 @@ def test_a_base_without_a_tower_has_no_delta_of_it() -> None:
 )
 def test_kinds_in_words(config: AdapterConfig, words: str) -> None:
     assert describe(config) == words
+
+
+def test_an_untold_segment_says_how_many_more_users_it_takes() -> None:
+    """As many as the comparison counts, to two digits; nothing where there is nothing to say."""
+    rng = np.random.default_rng(0)
+    gains = {
+        "told": rng.normal(0.3, 0.2, 80),
+        "noisy": np.r_[rng.normal(0.03, 0.3, 60), 0.4],
+        "alike": np.zeros(20),
+        "few": np.array([0.2, 0.2, 0.3]),
+    }
+    rows = [
+        ("r", model, segment, 0, f"u{n}", "ndcg", k, gain * own)
+        for segment, its in gains.items()
+        for n, gain in enumerate(its.tolist())
+        for model, own in ((SUBJECT, 1.0), (BASE, 0.0), (POPULARITY_ALL, 0.5))
+        for k in (5, 10)
+    ]
+    columns = ["run", "model", "segment", "seed", "user_id", "metric", "k", "value"]
+    pairs = pairs_of([BASE, SUBJECT, POPULARITY_ALL], SUBJECT, BASE)
+    comparison = compare_all(pd.DataFrame(rows, columns=columns), pairs)
+    states = pd.DataFrame({"segment": [*gains, "unmeasured"], "train rows": range(5)})
+    found = with_advice(states, comparison, "ndcg", 10)
+    assert found.drop(columns=TO_TELL).equals(states)
+    own = comparison[
+        (comparison["baseline"] == BASE)
+        & (comparison["model"] == SUBJECT)
+        & (comparison["k"] == 10)
+    ].set_index("segment")
+    more = own.at["noisy", "users_needed"] - 61
+    said = dict(zip(found["segment"], found[TO_TELL], strict=True))
+    assert own.at["noisy", "verdict"] == "cannot tell" and more > 100
+    assert said["noisy"] == f"about {float(f'{more:.1e}'):,.0f} more users"
+    # The few agree: their number alone is too small, and the note says so.
+    assert own.at["few", "users_needed"] < 3 and own.at["few", "note"].startswith("only 3 of 3")
+    assert {said[s] for s in ("told", "alike", "few", "unmeasured")} == {""}

@@ -15,13 +15,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 from reclora.base import BaseModel
+from reclora.distributed.placement import DistributedError
 from reclora.distributed.ranking import Request, rank_sharded
 from reclora.distributed.shards import ShardedBase
 from reclora.ranking import RankedLists
 
 
 class Rounds:
-    """The rounds of the ranks of a sharded base, until all of them stand by."""
+    """The rounds of the ranks of a sharded base, until all of them stand by.
+
+    Raises:
+        DistributedError: in a round that could not be finished; then the ranks cannot go on.
+    """
 
     def __init__(self, base: ShardedBase) -> None:
         self._base = base
@@ -51,9 +56,13 @@ class Rounds:
         wanted = torch.tensor([is_busy, rows is not None, bool(requests)], dtype=torch.uint8)
         dist.all_reduce(wanted, dist.ReduceOp.MAX, group=self._base.group)
         part, lists = self._base.without_rows, list[RankedLists]()
-        if wanted[1]:
-            nothing = torch.empty(0, dtype=torch.int64)
-            part = self._base.part(*(rows or (nothing, nothing)))
-        if wanted[2]:
-            lists = rank_sharded(self._base, requests, k)
+        try:
+            if wanted[1]:
+                nothing = torch.empty(0, dtype=torch.int64)
+                part = self._base.part(*(rows or (nothing, nothing)))
+            if wanted[2]:
+                lists = rank_sharded(self._base, requests, k)
+        except (MemoryError, RuntimeError) as error:
+            # The others are in the middle of it: nobody may go on with something else.
+            raise DistributedError(f"a round of the ranks has failed: {error}") from error
         return part, lists, bool(wanted[0])

@@ -33,7 +33,8 @@ class RankingJudge:
     def __call__(self, bank: AdapterBank, segments: NDArray[np.int64]) -> NDArray[np.float64]:
         """The mean over each segment's users; NaN where no user has anything relevant."""
         names = [bank.segment_names[code] for code in segments]
-        chosen = tuple(s for s in self._held_out.segments if s.name in set(names))
+        asked = set(names)
+        chosen = tuple(s for s in self._held_out.segments if s.name in asked)
         if not chosen:
             return np.full(len(names), np.nan)
         held_out = replace(self._held_out, segments=chosen)

@@ -45,14 +45,16 @@ def read_log(
         unknown = [name for name in only if name not in summary.segments]
         if unknown:
             raise KeyError(f"{folder}: no segment {unknown[0]!r} in the log")
-        names = tuple(name for name in names if name in set(only))
+        asked = set(only)
+        names = tuple(name for name in names if name in asked)
     if declined and summary.contract.declined == "drop":
         raise LogError(
             f"{folder}: the rows below min_label were dropped; lay the log out again with the "
             "contract's declined = 'keep'"
         )
     name, count = (DECLINED, summary.declined) if declined else (LOG, summary.rows_kept)
-    spans = [(0, count)] if only is None else _spans(summary.segments, set(names))
+    wanted = set(names)
+    spans = [(0, count)] if only is None else _spans(summary.segments, wanted)
     try:
         users, items = IdMap.read(folder / USER_IDS), IdMap.read(folder / ITEM_IDS)
         _check_count(USER_IDS, "ids", len(users), summary.users)
@@ -61,7 +63,7 @@ def read_log(
         segments = arrays.pop("segments")
         if (np.diff(segments) < 0).any():
             raise LogError(f"expected {name} sorted by segment, got another order")
-        codes = [code for code, each in enumerate(summary.segments) if each in set(names)]
+        codes = [code for code, each in enumerate(summary.segments) if each in wanted]
         if only is not None and not np.isin(segments, codes).all():
             raise LogError(f"expected {name} to have as many rows of each segment as it says")
     except (KeyError, TypeError, ValueError, OSError, pa.ArrowException) as error:

@@ -5,7 +5,7 @@ It opens offline, in light and dark, and prints. Everything on it is computed fr
 the page, in Markdown and in CSV they are inert text, whatever they spell.
 """
 
-from reclora.report.contents import Report, Section
+from reclora.report.contents import TO_TELL, Report, Section
 from reclora.report.figures import plotly_figures
 from reclora.report.markdown import markdown
 from reclora.report.page import write_report
@@ -13,6 +13,7 @@ from reclora.report.saved import read_report
 from reclora.report.sheets import write_csv
 
 __all__ = [
+    "TO_TELL",
     "Report",
     "Section",
     "markdown",

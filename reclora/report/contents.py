@@ -26,6 +26,8 @@ _COLUMNS = {
 MAY_BE_EMPTY = ("curves", "split", "costs", "spectra")
 LIFT = ["users", "baseline_mean", "model_mean", "difference", "low", "high", "verdict", "q", "note"]
 """What `by_segment` says of a segment's lift."""
+TO_TELL = "needs to tell"
+"""Column of `Report.segments`, where there is one: what it takes to tell what cannot be told."""
 _KEY = ["model", "baseline", "metric", "k", "scope", "segment"]
 
 

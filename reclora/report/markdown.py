@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from reclora.report.contents import Report
+from reclora.report.contents import TO_TELL, Report
 from reclora.report.text import interval, metric_at, number, percent, short, signed, visible
 
 SEGMENTS_SHOWN = 10
@@ -46,7 +46,7 @@ def markdown(report: Report) -> str:
         half = SEGMENTS_SHOWN // 2
         shown = measured.iloc[[*range(half), *range(len(measured) - half, len(measured))]]
     lines += [
-        f"| {_cell(row['segment'])} | {row['users']:,} | {_lift(row)} |"
+        f"| {_cell(row['segment'])} | {row['users']:,} | {_lift(row)}{_to_tell(row)} |"
         for row in shown.to_dict("records")
     ]
     if len(shown) < len(measured):
@@ -85,6 +85,12 @@ def _models(report: Report) -> list[str]:
 def _lift(row: dict[Any, Any]) -> str:
     bounds = interval(row["low"], row["high"])
     return f"{signed(row['difference'])} | {bounds} | {row['verdict']}"
+
+
+def _to_tell(row: dict[Any, Any]) -> str:
+    """What it takes to tell a segment, in brackets after its verdict."""
+    needs = row.get(TO_TELL)
+    return f" (needs {_plain(needs)})" if isinstance(needs, str) and needs else ""
 
 
 def _code(name: object) -> str:

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from reclora.files import write_text
-from reclora.report.contents import LIFT, Report
+from reclora.report.contents import LIFT, TO_TELL, Report
 from reclora.report.figures import (
     CHART_DOTS,
     CHART_SEGMENTS,
@@ -72,6 +72,7 @@ def _page(report: Report) -> str:
         num_charted=min(len(lifts), CHART_SEGMENTS),
         max_dots=CHART_DOTS,
         marks=MARKS,
+        to_tell=TO_TELL,
         by_segment=_by_segment(report),
         by_metric=_by_metric(report),
         comparisons=_comparisons(report),
@@ -190,6 +191,8 @@ def _segments(report: Report, overall: Mapping[str, Any]) -> _Table:
     whole = pd.DataFrame([{"segment": "All segments", **{n: overall[n] for n in LIFT}}])
     frame = pd.concat([whole, report.by_segment().astype({"segment": object})], ignore_index=True)
     known = [name for name in report.segments if name not in ("segment", *LIFT, *APART)]
+    # Beside what they could show.
+    known.sort(key=lambda name: name != TO_TELL)
     return _of_lifts(report, frame[["segment", *LIFT, *known]])
 
 

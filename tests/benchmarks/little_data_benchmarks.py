@@ -171,7 +171,6 @@ def little_data() -> list[Figure]:
             f"{each.loc[~unshifted, 'difference'].mean():+.4f}"
         )
     print(shrinkage.sizes.to_string())
-    print(shrinkage.table.describe().to_string())
     shrunk, own = told["shrunk"], told["own"]
     below = float((shrunk.iloc[1:]["verdict"] == "worse").sum())
     mean, parent = float(shrunk.iloc[0]["model_mean"]), float(shrunk.iloc[0]["baseline_mean"])
