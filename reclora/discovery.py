@@ -160,17 +160,7 @@ def with_segments(
         labels_U: positions in `names`, one for each user of the log's id map.
         names: unique.
     """
-    return Interactions.from_arrays(
-        users=log.users,
-        items=log.items,
-        segment_names=names,
-        segments=labels_U[log.user_rows],
-        user_rows=log.user_rows,
-        item_rows=log.item_rows,
-        timestamps=log.timestamps,
-        weights=log.weights,
-        attributes=log.attributes,
-    )
+    return log.in_segments(names, labels_U[log.user_rows])
 
 
 def labels_of(users: IdMap, labels_U: NDArray[np.int64], ids: Any) -> NDArray[np.int64]:

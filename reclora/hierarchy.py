@@ -142,17 +142,7 @@ def regrouped(log: Interactions, groups: Groups) -> Interactions:
             raise ValueError(f"segment {segment!r} has no group: give one for each of the log")
     names = list(dict.fromkeys(groups[segment] for segment in log.segment_names))
     codes_S = np.array([names.index(groups[s]) for s in log.segment_names], dtype=np.int64)
-    return Interactions.from_arrays(
-        users=log.users,
-        items=log.items,
-        segment_names=names,
-        segments=codes_S[log.segment_rows],
-        user_rows=log.user_rows,
-        item_rows=log.item_rows,
-        timestamps=log.timestamps,
-        weights=log.weights,
-        attributes=log.attributes,
-    )
+    return log.in_segments(names, codes_S[log.segment_rows])
 
 
 def scorers(base: BaseModel, adapters: Sequence[Adapter]) -> ScorerOf:

@@ -6,28 +6,31 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from reclora.configs import AdapterConfig
 from reclora.datasets.planted import PlantedConfig, plant
 from reclora.evaluation import EvaluationConfig
 from reclora.factorisation import FactorisationConfig
-from reclora.files import make_folder, write_parquet, write_text
+from reclora.files import make_folder, read_parquet, write_parquet, write_text
 from reclora.gate import GateConfig
 from reclora.pipelines.alone import OWNER
 from reclora.pipelines.base_settings import BaseSearch, BaseSettings, TowerTraining
 from reclora.pipelines.retrain import Outcome, retrain
-from reclora.pipelines.run import LogSettings, RunSettings, Search
+from reclora.pipelines.run import LogSettings, RunSettings, Search, WindowFiles
 from reclora.pipelines.settings import resolved
-from reclora.splits import SplitConfig
+from reclora.splits import WINDOWS, SplitConfig
+from reclora.store import AdapterStore
 from reclora.training import TrainingConfig
 
 HOSTILE = (
@@ -171,3 +174,47 @@ def reclora(*words: object, cwd: Path, **environment: str) -> subprocess.Complet
         capture_output=True,
         text=True,
     )
+
+
+def live(store: Path) -> dict[str, bytes]:
+    """The bytes of every adapter that is live, and of its parent."""
+    held = AdapterStore(store)
+    release = held.current()
+    assert release is not None
+    held.verify()
+    found = {}
+    for adapter in held.load_all(base_fingerprint=release.base_fingerprint):
+        parts = [adapter, *([adapter.parent] if adapter.parent else [])]
+        found[adapter.segment] = b"".join(
+            name.encode() + tensor.numpy().tobytes()
+            for part in parts
+            for name, tensor in sorted(part.tensors.items())
+        )
+    return found
+
+
+def same_tables(ours: Path, theirs: Path, names: Sequence[str]) -> None:
+    """Tables of two runs are the same, to the last bit, but for the runs' ids."""
+    for name in names:
+        own, its = (
+            read_parquet(folder / f"{name}.parquet").to_pandas() for folder in (ours, theirs)
+        )
+        columns = [column for column in its if column != "run"]
+        pd.testing.assert_frame_equal(own[columns], its[columns], check_exact=True)
+
+
+def poisoned_windows(table: pa.Table, ends: Sequence[int], folder: Path) -> dict[str, WindowFiles]:
+    """`clean`: a table cut into windows; `poisoned`: the same with other items in the test rows."""
+    found = {}
+    for night in ("clean", "poisoned"):
+        files = {}
+        for name, first, last in zip(WINDOWS, ends, ends[1:], strict=False):
+            part = table.slice(first, last - first)
+            if name == "test" and night == "poisoned":
+                items = part["item_id"].to_pylist()
+                part = part.set_column(1, "item_id", pa.array(items[::-1]))
+            files[name] = (folder / night / f"{name}.parquet",)
+            files[name][0].parent.mkdir(exist_ok=True)
+            pq.write_table(part, files[name][0])
+        found[night] = WindowFiles(**files)
+    return found

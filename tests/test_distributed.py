@@ -6,7 +6,6 @@ Run as a program this file is the ranks: one process loads TorchRec and forks gr
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from small_ranks import start_ranks
 from small_worlds import MIXED, fill, make_base, make_log
 from torch import Tensor
 
@@ -103,21 +103,6 @@ def request_of(adapter: Adapter, number: int, mine: slice) -> Request:
 
 
 # The ranks.
-
-
-def main(folder: Path) -> None:
-    import torchrec  # noqa: F401  # once, and not in every process
-
-    torch.set_num_threads(1)
-    context = multiprocessing.get_context("fork")
-    for world in WORLDS:
-        ranks = [context.Process(target=be_rank, args=(n, world, folder)) for n in range(world)]
-        for each in ranks:
-            each.start()
-        for each in ranks:
-            each.join()
-        if any(each.exitcode for each in ranks):
-            sys.exit(f"of {world} ranks some failed: {[each.exitcode for each in ranks]}")
 
 
 def be_rank(number: int, world: int, folder: Path) -> None:
@@ -609,4 +594,4 @@ def test_saved_adapters_come_back_whoever_wrote_them(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    start_ranks(WORLDS, be_rank, Path(sys.argv[1]))

@@ -16,12 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow.compute as pc
 import pytest
 import torch
 from numpy.typing import NDArray
-from small_runs import finished, planted_log, reclora, small_settings, write_toml
+from small_runs import (
+    finished,
+    live,
+    planted_log,
+    reclora,
+    same_tables,
+    small_settings,
+    write_toml,
+)
 from small_worlds import KINDS, make_base, make_log, numbers
 
 from reclora.bank import AdapterBank
@@ -79,33 +86,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory, base: Path) -> tuple[RunSett
     return _whole(tmp_path_factory.getbasetemp() / "whole", base)
 
 
-def live(store: Path) -> dict[str, bytes]:
-    """The bytes of every adapter that is live, and of its parent."""
-    held = AdapterStore(store)
-    release = held.current()
-    assert release is not None
-    held.verify()
-    found = {}
-    for adapter in held.load_all(base_fingerprint=release.base_fingerprint):
-        parts = [adapter, *([adapter.parent] if adapter.parent else [])]
-        found[adapter.segment] = b"".join(
-            name.encode() + tensor.numpy().tobytes()
-            for part in parts
-            for name, tensor in sorted(part.tensors.items())
-        )
-    return found
-
-
 def same_night(outcome: Path, expected: Outcome, settings: RunSettings) -> None:
     """The same bytes live, the same decisions, the same results."""
     assert live(settings.store_folder) == live(expected.store)
     (folder,) = (path for path in outcome.iterdir() if path.is_dir())
-    for name in ("decisions.parquet", "results.parquet", "comparison.parquet"):
-        ours, theirs = (
-            read_parquet(place / name).to_pandas() for place in (folder, expected.folder.path)
-        )
-        columns = [column for column in theirs if column != "run"]
-        pd.testing.assert_frame_equal(ours[columns], theirs[columns], check_exact=True)
+    same_tables(folder, expected.folder.path, ("decisions", "results", "comparison"))
     assert not (folder / "training").exists() and (folder / "run.json").exists()
     assert len(AdapterStore(settings.store_folder).releases()) == 1
 

@@ -6,7 +6,6 @@ Run as a program this file is the ranks: one process loads TorchRec and forks gr
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import re
 import subprocess
@@ -14,10 +13,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_ranks import start_ranks
 from small_worlds import make_base
 
 from reclora.distributed.placement import (
@@ -43,21 +42,6 @@ HUGE = TableSizes(10**9, 10**8, 64)
 
 
 # The ranks.
-
-
-def main(folder: Path) -> None:
-    import torchrec  # noqa: F401  # once, and not in every process
-
-    torch.set_num_threads(1)
-    context = multiprocessing.get_context("fork")
-    for world in WORLDS:
-        ranks = [context.Process(target=be_rank, args=(n, world, folder)) for n in range(world)]
-        for each in ranks:
-            each.start()
-        for each in ranks:
-            each.join()
-        if any(each.exitcode for each in ranks):
-            sys.exit(f"of {world} ranks some failed: {[each.exitcode for each in ranks]}")
 
 
 def be_rank(number: int, world: int, folder: Path) -> None:
@@ -210,4 +194,4 @@ def test_ranks_share_what_a_container_has_left(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    start_ranks(WORLDS, be_rank, Path(sys.argv[1]))

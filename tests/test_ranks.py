@@ -12,17 +12,14 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-import pandas as pd
 import pytest
-from small_runs import finished, planted_log, small_settings, write_toml
+from small_runs import finished, live, planted_log, same_tables, small_settings, write_toml
 
 from reclora.base import BaseModel
-from reclora.files import read_parquet
 from reclora.pipelines.ranks import in_turn, is_first, num_ranks, together
 from reclora.pipelines.retrain import Outcome, retrain
 from reclora.pipelines.run import RunSettings, Search
 from reclora.splits import SplitConfig
-from reclora.store import AdapterStore
 from reclora.training import TrainingConfig
 
 RECLORA = Path(sys.executable).with_name("reclora")
@@ -89,34 +86,11 @@ def started(ranks: int, toml: Path, *words: str, cwd: Path) -> subprocess.Comple
     )
 
 
-def packs(store: Path) -> dict[str, bytes]:
-    """The bytes of every adapter that is live and of what it stands on."""
-    held = AdapterStore(store)
-    held.verify()
-    release = held.current()
-    assert release is not None
-    found = {}
-    for adapter in held.load_all(base_fingerprint=release.base_fingerprint):
-        parts = [adapter, *([adapter.parent] if adapter.parent else [])]
-        found[adapter.segment] = b"".join(
-            name.encode() + tensor.numpy().tobytes()
-            for part in parts
-            for name, tensor in sorted(part.tensors.items())
-        )
-    return found
-
-
 def check_same_run(settings: RunSettings, expected: Outcome) -> None:
     """The same is live, to the byte; and the same was decided, measured and compared."""
-    assert packs(settings.store_folder) == packs(expected.store)
+    assert live(settings.store_folder) == live(expected.store)
     (folder,) = (path for path in settings.runs.iterdir() if path.is_dir())
-    for name in ("decisions", "results", "comparison", "slices"):
-        ours, theirs = (
-            read_parquet(place / f"{name}.parquet").to_pandas()
-            for place in (folder, expected.folder.path)
-        )
-        columns = [column for column in theirs if column != "run"]
-        pd.testing.assert_frame_equal(ours[columns], theirs[columns], check_exact=True)
+    same_tables(folder, expected.folder.path, ("decisions", "results", "comparison", "slices"))
     assert (folder / "report.html").exists() and not (folder / "training").exists()
 
 

@@ -6,7 +6,6 @@ Run as a program this file is the ranks: one process loads TorchRec and forks gr
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import re
 import subprocess
@@ -21,6 +20,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from small_ranks import start_ranks
 from torch import Tensor, nn
 
 from reclora.adapters import Adapter
@@ -180,19 +180,6 @@ def place(adapter: Adapter) -> int:
 
 
 # The ranks.
-
-
-def main(folder: Path) -> None:
-    torch.set_num_threads(1)
-    context = multiprocessing.get_context("fork")
-    for world in WORLDS:
-        ranks = [context.Process(target=be_rank, args=(n, world, folder)) for n in range(world)]
-        for each in ranks:
-            each.start()
-        for each in ranks:
-            each.join()
-        if any(each.exitcode for each in ranks):
-            sys.exit(f"of {world} ranks some failed: {[each.exitcode for each in ranks]}")
 
 
 def be_rank(number: int, world: int, folder: Path) -> None:
@@ -555,4 +542,4 @@ def test_what_cannot_be_is_refused(folder: Path, world: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    start_ranks(WORLDS, be_rank, Path(sys.argv[1]))

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -31,15 +30,14 @@ from reclora.pipelines.contenders import (
 )
 from reclora.pipelines.inputs import Inputs
 from reclora.pipelines.retrain import retrain
-from reclora.pipelines.run import LogSettings, RunSettings, Search, WindowFiles
+from reclora.pipelines.run import LogSettings, RunSettings, Search
 from reclora.pipelines.settings import SettingsError
 from reclora.pipelines.stability import Stability, seeds_of, stability
 from reclora.pipelines.stability_cli import verbs
 from reclora.pipelines.under_seeds import train_under_seeds
 from reclora.pipelines.workshop import Workshop
-from reclora.splits import WINDOWS
 from reclora.training import TrainingError
-from tests.small_runs import random_log, small_settings, write_toml
+from tests.small_runs import poisoned_windows, random_log, small_settings, write_toml
 from tests.test_trial import BASE, SPLIT
 
 SEGMENTS = {"de": (0, 1), "fr": (0, 1), "=日本": (0, 0.9), "old": (0, 0.5), "new": (0.75, 1)}
@@ -186,17 +184,8 @@ def test_the_test_window_has_no_say(settings: RunSettings, tmp_path: Path) -> No
     """Other test rows, of the same users and items, and every number stays as it is."""
     table, ends = pq.read_table(settings.log.files[0]), (0, 800, 1400, 1800, 2000)
     told = []
-    for night in ("clean", "poisoned"):
-        files = {}
-        for name, first, last in zip(WINDOWS, ends, ends[1:], strict=False):
-            part = table.slice(first, last - first)
-            if name == "test" and night == "poisoned":
-                items = part["item_id"].to_pylist()
-                part = part.set_column(1, "item_id", pa.array(items[::-1]))
-            files[name] = (tmp_path / night / f"{name}.parquet",)
-            files[name][0].parent.mkdir(exist_ok=True)
-            pq.write_table(part, files[name][0])
-        log = LogSettings(windows=WindowFiles(**files))
+    for night, windows in poisoned_windows(table, ends, tmp_path).items():
+        log = LogSettings(windows=windows)
         told.append(stability(replace(settings, log=log, folder=tmp_path / night), seeds=2))
     clean, poisoned = told
     assert clean.folder != poisoned.folder

@@ -16,11 +16,11 @@ from reclora.pipelines.base_settings import BaseSearch, BaseSettings
 from reclora.pipelines.inputs import Inputs
 from reclora.pipelines.learning import learn
 from reclora.pipelines.prepare import windows_of
-from reclora.pipelines.run import LogSettings, RunSettings, Search, WindowFiles
+from reclora.pipelines.run import LogSettings, RunSettings, Search
 from reclora.pipelines.trial import Material, sampled
-from reclora.splits import WINDOWS, SplitConfig
+from reclora.splits import SplitConfig
 from reclora.training import TrainingError
-from tests.small_runs import random_log, small_settings
+from tests.small_runs import poisoned_windows, random_log, small_settings
 
 TABLES = FactorisationConfig(embedding_dim=8, epochs=4, batch_users=16, temperature=0.3)
 BASE = BaseSettings(TABLES, search=BaseSearch(()), hidden=())
@@ -143,19 +143,8 @@ def test_the_test_window_decides_nothing(settings: RunSettings, tmp_path: Path) 
     table = pq.read_table(settings.log.files[0])
     ends = np.cumsum([0, 360, 270, 180, 90])
     found = []
-    for night in ("clean", "poisoned"):
-        files = {}
-        for name, first, last in zip(WINDOWS, ends, ends[1:], strict=False):
-            part = table.slice(first, last - first)
-            if name == "test" and night == "poisoned":
-                items = part["item_id"].to_pylist()
-                part = part.set_column(1, "item_id", pa.array(items[::-1]))
-            files[name] = (tmp_path / night / f"{name}.parquet",)
-            files[name][0].parent.mkdir(exist_ok=True)
-            pq.write_table(part, files[name][0])
-        mine = replace(
-            settings, log=LogSettings(windows=WindowFiles(**files)), folder=tmp_path / night
-        )
+    for night, windows in poisoned_windows(table, ends, tmp_path).items():
+        mine = replace(settings, log=LogSettings(windows=windows), folder=tmp_path / night)
         material = Material.read(mine, 100)
         assert len(material.windows.test) == 0 and len(material.windows.validation) > 100
         found.append((material.judge(mine), windows_of(mine).test))

@@ -261,11 +261,17 @@ class Interactions:
 
     def pooled(self, name: str = "pooled") -> "Interactions":
         """Return all rows as one segment, sorted by (timestamp, user row, item row)."""
+        return self.in_segments((name,), np.zeros(len(self), np.int64))
+
+    def in_segments(self, names: Sequence[str], segments: ArrayLike) -> "Interactions":
+        """Return the same rows in other segments, sorted anew; arguments and errors as
+        `segment_names` and `segments` of `from_arrays`.
+        """
         return Interactions.from_arrays(
             users=self.users,
             items=self.items,
-            segment_names=(name,),
-            segments=np.zeros(len(self), np.int64),
+            segment_names=names,
+            segments=segments,
             user_rows=self.user_rows,
             item_rows=self.item_rows,
             timestamps=self.timestamps,

@@ -58,7 +58,7 @@ def _page(report: Report) -> str:
     name = metric_at(report.metric, report.k)
     overall = report.headline("all")[0]
     lifts = sorted(report.headline("segment"), key=by_difference)
-    return _template().render(
+    return template("page.html.j2").render(
         report=report,
         name=name,
         overall=overall,
@@ -87,7 +87,8 @@ def _page(report: Report) -> str:
     )
 
 
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A page's template: what is put into it stays text, and what is missing is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
         autoescape=True,
@@ -99,7 +100,7 @@ def _template() -> jinja2.Template:
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     environment.filters |= {"signed": signed, "script_hash": _script_hash}
     environment.globals |= {"interval": interval, "percent": percent}
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)
 
 
 def _headline_means(report: Report, scope: str) -> pd.DataFrame:

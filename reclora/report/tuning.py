@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +9,6 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import pandas as pd
 from markupsafe import Markup
@@ -19,7 +16,8 @@ from plotly.offline import get_plotlyjs
 
 from reclora.files import write_text
 from reclora.report.figures import Chart
-from reclora.report.text import label, number, shown, written
+from reclora.report.page import template
+from reclora.report.text import label, number, written
 
 _HERE = Path(__file__).parent
 _BLUE, _ORANGE, _GREY = "#2b7fc0", "#d55e00", "#7d8590"
@@ -66,17 +64,7 @@ def write_tuning(path: Path, tuning: Tuning) -> Path:
     Raises:
         OSError: the folder is missing or not writable, or the disk is full; an older page stays.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=shown,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
-    environment.filters["script_hash"] = _script_hash
-    page = environment.get_template("tuning.html.j2").render(
+    page = template("tuning.html.j2").render(
         tuning=tuning,
         charts=charts_of(tuning),
         values=_cells(tuning.values),
@@ -287,9 +275,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, float) and math.isfinite(value) and 0 < abs(value) < 0.01:
         return f"{value:.3g}"
     return written(value)
-
-
-def _script_hash(script: str) -> Markup:
-    """The expression by which a Content-Security-Policy admits this inline script and no other."""
-    digest = hashlib.sha256(str(script).encode()).digest()
-    return Markup(f"'sha256-{base64.b64encode(digest).decode()}'")
