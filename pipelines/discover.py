@@ -38,7 +38,7 @@ from reclora.interactions import IdMap, Interactions
 from reclora.ladder import smallest_within_error
 from reclora.splits import WINDOWS, Windows
 
-from .alone import alone_in
+from .alone import alone_in, writing_alone
 from .contenders import (
     POOLED,
     SUBJECT,
@@ -55,7 +55,7 @@ from .prepare import prepare, windows_of
 from .pretrain import check_earlier, pretrain
 from .progress import step
 from .ranks import num_ranks
-from .run import RunSettings, files_of
+from .run import RunFolder, RunSettings, files_of
 from .settings import SettingsError
 from .workshop import Workshop
 
@@ -183,6 +183,8 @@ class Discovered:
 def discover(settings: RunSettings, numbers: Sequence[int] = NUMBERS) -> Discovered:
     """Cluster users, choose the number by validation, and compare with the log's own segments.
 
+    Interrupted, the same call goes on where it was.
+
     Args:
         numbers: of segments; 1, everybody as one, is always among them.
 
@@ -194,7 +196,25 @@ def discover(settings: RunSettings, numbers: Sequence[int] = NUMBERS) -> Discove
     """
     check(settings, numbers)
     with alone_in(settings.folder):
-        base, windows = _read(settings)
+        base, windows, inputs = _read(settings)
+    # Interrupted, the same call goes on in here; what comes of it is not kept here.
+    mine = replace(settings, name=f"{settings.name}-segments")
+    folder = RunFolder(mine, base.fingerprint, inputs, sorted({1, *numbers}))
+    with writing_alone(folder.path):
+        folder.begin()
+        found = _discover(settings, numbers, base, windows, folder.training)
+        folder.forget()
+    folder.path.rmdir()
+    return found
+
+
+def _discover(
+    settings: RunSettings,
+    numbers: Sequence[int],
+    base: BaseModel,
+    windows: Windows,
+    training: Path,
+) -> Discovered:
     log, found = adapt_log(settings, windows), dict[str, Segmentation]()
     for number in sorted({1, *numbers}):
         labels_U = cluster_users(base, log, number, settings.seeds[0])
@@ -205,7 +225,7 @@ def discover(settings: RunSettings, numbers: Sequence[int] = NUMBERS) -> Discove
         labels_U = main_segments(known)
         moved = float((labels_U[known.user_rows] != known.segment_rows).mean())
         found[GIVEN] = Segmentation(labels_U, known.segment_names)
-    values = _Compared(settings, base, windows, log).values(found)
+    values = _Compared(settings, base, windows, log, training).values(found)
     table, chosen, given = _table(settings, values, found)
     return Discovered(
         settings.evaluation.headline, table, int(chosen), found, base.users, given, moved
@@ -256,14 +276,17 @@ def files_to_write(settings: RunSettings, folder: Path) -> dict[Path, Path]:
     return written
 
 
-def _read(settings: RunSettings) -> tuple[BaseModel, Windows]:
-    """The base and the windows; from here on there is no test window that could be asked."""
-    base = pretrain(settings, prepare(settings).inputs)
+def _read(settings: RunSettings) -> tuple[BaseModel, Windows, dict[str, str]]:
+    """The base, the windows, and the files they are of; from here on there is no test window that
+    could be asked.
+    """
+    inputs = prepare(settings).inputs
+    base = pretrain(settings, inputs)
     whole = windows_of(settings)
     check_earlier(settings, whole)
     base, windows, _ = onto_base(base, whole, settings)
     nothing = windows.test.select(np.zeros(len(windows.test), bool))
-    return base, replace(windows, test=nothing)
+    return base, replace(windows, test=nothing), inputs
 
 
 @dataclass(frozen=True)
@@ -275,10 +298,12 @@ class _Compared:
     windows: Windows
     log: Interactions
     """What adapters train on."""
+    training: Path
+    """Where what was trained is kept until the end."""
 
     def values(self, found: Mapping[str, Segmentation]) -> dict[str, pd.DataFrame]:
         """For each segmentation the headline metric of each user who chose no epoch of it."""
-        settings, everybody = self.settings, self._ground(found["1"])
+        settings, everybody = self.settings, self._ground("1", found["1"])
         folds = num_folds(replace(settings, parent="auto"), self.windows.validation)
         grounds = (everybody, everybody.opposite)[:folds]
         pooled = Contender(POOLED, settings.adapter, is_pooled=True)
@@ -289,7 +314,7 @@ class _Compared:
         values = dict[str, pd.DataFrame]()
         with step("training segments") as progress:
             for name, segmentation in found.items():
-                ground, parts = self._ground(segmentation), list[pd.DataFrame]()
+                ground, parts = self._ground(name, segmentation), list[pd.DataFrame]()
                 for fold, parent in zip((ground, ground.opposite), parents, strict=False):
                     fold = replace(fold, parent=parent)
                     trained = train_contender(own, fold, choice.config, settings.seeds[0])
@@ -298,13 +323,13 @@ class _Compared:
                 progress(len(values), len(found))
         return values
 
-    def _ground(self, segmentation: Segmentation) -> Ground:
+    def _ground(self, name: str, segmentation: Segmentation) -> Ground:
         log, validation, seen = (
             with_segments(part, segmentation.labels_U, segmentation.names)
             for part in (self.log, self.windows.validation, self.windows.before_validation)
         )
         # All segments in one pass.
-        workshop = Workshop(chunk_rows=max(len(log), 1))
+        workshop = Workshop(self.training / name, chunk_rows=max(len(log), 1))
         return Ground(self.base, log, validation, seen, self.settings.evaluation, workshop)
 
 

@@ -154,7 +154,10 @@ def decide_all(
     )
     judged = results[results["model"].isin((CANDIDATE, LIVE))]
     guards = _guards(only, lists[CANDIDATE], lists[LIVE])
-    decided = decide(judged, asked, config, guards).set_index("segment")
+    sizes = dict(zip(windows.train.segment_names, np.diff(windows.train.offsets), strict=True))
+    # The parent is the same whatever the segment's size: nothing was trained on its rows alone.
+    rows_of = {name: int(sizes[name]) if group == OWN else 0 for name, group in asked.items()}
+    decided = decide(judged, asked, config, guards, rows_of).set_index("segment")
     means = results[~results["model"].isin((CANDIDATE, LIVE))]
     beside = means.groupby(["segment", "model"], observed=True)["value"].mean().unstack("model")
     table = decided.join(beside.reindex(columns=list(others)))

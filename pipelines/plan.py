@@ -15,6 +15,7 @@ from reclora.splits import Windows
 from reclora.store import AdapterStore
 from reclora.training import train
 
+from .aging import check_ages
 from .alone import alone_in
 from .contenders import SUBJECT, contenders, grid, num_folds, rungs_of
 from .inputs import Inputs
@@ -76,6 +77,7 @@ def plan(settings: RunSettings, only: Sequence[str] = ()) -> Planned:
     if planned.reused:
         return planned
     check_adapter(settings, inputs.base, train_log)
+    check_ages(settings, inputs)
     needed = bytes_needed(settings, inputs.windows)
     check_space(settings.runs, needed)
     trained = contenders(settings, has_parent=live.parent is not None)
@@ -88,6 +90,10 @@ def plan(settings: RunSettings, only: Sequence[str] = ()) -> Planned:
     searched += len(rungs_of(settings)) * sum(c.model == SUBJECT for c in trained)
     searched *= num_folds(settings, inputs.windows.validation)
     trainings = searched + len(models) * len(settings.seeds)
+    if settings.ages:
+        # Each age and 0; a parent is trained anew where `auto` chooses one.
+        each = 1 if settings.parent == "none" else 2
+        trainings += each * (1 + len(settings.ages)) * len(settings.seeds)
     return replace(planned, models=models, trainings=trainings, bytes_needed=needed)
 
 

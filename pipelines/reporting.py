@@ -12,6 +12,7 @@ from reclora.adapters import Adapter
 from reclora.arithmetic import singular_values
 from reclora.bank import AdapterBank
 from reclora.configs import AdapterConfig
+from reclora.drift import Drift
 from reclora.interactions import Interactions
 from reclora.report import TO_TELL, Report, write_report
 from reclora.splits import Windows
@@ -158,6 +159,7 @@ def write_run_report(
     quality: Mapping[str, int],
     efforts: Mapping[str, Effort],
     release: int | None,
+    drift: Drift | None = None,
 ) -> None:
     """Write the run's page."""
     evaluation = settings.evaluation
@@ -190,7 +192,7 @@ def write_run_report(
             versions=versions(),
             repeat=settings.repeat,
             notes=_notes(settings, learned, decisions, assessment),
-            sections=sections_of(tables, evaluation.ks[0], SUBJECT, BASE),
+            sections=sections_of(tables, evaluation.ks[0], SUBJECT, BASE, drift),
             outcome=_outcome(settings, decisions, release),
             costs=pd.DataFrame(costs),
             spectra=spectra_of(learned.subject, inputs.windows),

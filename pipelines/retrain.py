@@ -25,6 +25,7 @@ from reclora.ranking import Scorer
 from reclora.store import AdapterStore, Release, Superseded
 from reclora.training import TrainingError
 
+from .aging import check_ages, measure_drift
 from .alone import alone_in, writing_alone
 from .assessment import Assessment, Tables, Yardstick, write_table
 from .contenders import POOLED, Trained, train_contender
@@ -93,6 +94,7 @@ def retrain(settings: RunSettings, only: Sequence[str] = (), resume: bool = True
             number, store = summary["release"], settings.store_folder
             return Outcome(folder, store, number, decisions, True, settings.gate.canary)
         check_adapter(settings, inputs.base, inputs.windows.train)
+        check_ages(settings, inputs)
         if is_first():
             held = folder.bytes_held if resume else 0
             check_space(settings.runs, bytes_needed(settings, inputs.windows) - held)
@@ -128,6 +130,7 @@ def _finish(settings: RunSettings, inputs: Inputs, yardstick: Yardstick) -> Outc
     if not is_first():
         # The others help to rank; the first one publishes, measures and writes.
         measure(settings, inputs, learned, decisions, yardstick)
+        measure_drift(settings, inputs, learned, yardstick)
         return Outcome(folder, settings.store_folder, None, decisions, False, settings.gate.canary)
     if release is None:
         folder.event("decided", **decisions.counts)
@@ -136,6 +139,7 @@ def _finish(settings: RunSettings, inputs: Inputs, yardstick: Yardstick) -> Outc
     number = None if release is None else release.number
     folder.event("published", release=number)
     assessment, decisions = measure(settings, inputs, learned, decisions, yardstick)
+    drift = measure_drift(settings, inputs, learned, yardstick)
     write_table(folder.decisions, decisions.table)
     assessment.write_results(folder.results)
     with step("comparing") as progress:
@@ -149,7 +153,7 @@ def _finish(settings: RunSettings, inputs: Inputs, yardstick: Yardstick) -> Outc
     write_figures(folder.figures, figures)
     quality = data_quality(inputs.summary, inputs.cut, inputs.unknown, yardstick)
     write_run_report(
-        settings, inputs, learned, decisions, assessment, tables, quality, efforts, number
+        settings, inputs, learned, decisions, assessment, tables, quality, efforts, number, drift
     )
     facts = {
         "data_quality": quality,
@@ -158,6 +162,9 @@ def _finish(settings: RunSettings, inputs: Inputs, yardstick: Yardstick) -> Outc
     }
     if learned.rungs is not None:
         facts["kinds"] = learned.rungs.to_dict("records")
+    if drift is not None:
+        write_table(folder.drift, drift.table)
+        facts["aging"] = drift.says
     _track(settings, folder, tables, decisions, number)
     folder.complete({"release": number, **facts})
     return Outcome(folder, settings.store_folder, number, decisions, False, settings.gate.canary)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import json
+import math
 import shutil
 import subprocess
 import time
@@ -13,6 +14,7 @@ from copy import copy
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -141,6 +143,10 @@ class RunSettings:
     `each kind`, without a parent; the `residual` on the pooled adapter with all that [adapter]
     says; and a base retrained `from scratch` on all before validation. A nightly pass needs none.
     """
+    ages: tuple[float, ...] = ()
+    """Days, such as [7, 30]: what is published is trained again as it would have been so long ago,
+    and the report says how adapters age and how often to retrain; ages within the train window.
+    Empty: not measured, as a nightly pass needs none."""
     gate: GateConfig = GateConfig()
     """What a segment's adapter must show on validation to go live."""
     workers: int = 1
@@ -183,6 +189,13 @@ class RunSettings:
             raise ValueError("several workers have one thread each: set threads = 1")
         if len(set(self.compared)) < len(self.compared):
             raise ValueError(f"compared names a model twice: {self.compared}")
+        if any(not a < b for a, b in pairwise((0.0, *self.ages, math.inf))):
+            raise ValueError(f"ages must be days that ascend from above 0, got {list(self.ages)}")
+        if self.ages and self.split.by != "global_time":
+            raise ValueError(
+                f"ages need split.by = 'global_time', got {self.split.by!r}: with cuts of each "
+                "user's own the windows of all users end at no common moment"
+            )
         if self.evaluation.candidates == "given" and self.candidates is None:
             raise ValueError("evaluation.candidates is 'given': name their file, candidates = PATH")
         if self.evaluation.candidates != "given" and self.candidates is not None:
@@ -345,6 +358,11 @@ class RunFolder:
     @property
     def decisions(self) -> Path:
         return self.path / "decisions.parquet"
+
+    @property
+    def drift(self) -> Path:
+        """The table of `reclora.drift`, where ages are measured."""
+        return self.path / "drift.parquet"
 
     @property
     def training(self) -> Path:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import pandas as pd
 
+from reclora.drift import Drift
 from reclora.metrics import CONVENTIONS, DEFINITIONS
 from reclora.report import Section
 
 from .assessment import Tables
 
 
-def sections_of(tables: Tables, k: int, subject: str, baseline: str) -> list[Section]:
+def sections_of(
+    tables: Tables, k: int, subject: str, baseline: str, drift: Drift | None = None
+) -> list[Section]:
     """What was measured beside relevance in all segments, as the page prints it.
 
     Args:
         k: the list length that is printed.
+        drift: how the subject ages, where that was measured.
     """
     found = []
     slices = tables.slices
@@ -31,6 +35,22 @@ def sections_of(tables: Tables, k: int, subject: str, baseline: str) -> list[Sec
                 "same lists. Days after: from the last row before the test window to a test row. "
                 f"{told_of_age(shown)}q is corrected for the values of a slice.",
                 shown[[*columns, "low", "high", "q", "verdict"]],
+            )
+        )
+    if drift is not None:
+        found.append(
+            Section(
+                "How adapters age",
+                f"{drift.says} Here {subject} are trained as they would have been so many days "
+                "ago: on windows that end so much earlier, all of one length, their epochs chosen "
+                "by what came next then, with the run's kinds, rates and base. The same test users "
+                f"judge all. Lift: over the {baseline}; change: to the fresh ones, whose window is "
+                "shorter than the run's own by the oldest age. Where an older window has fewer "
+                "rows, a part of its change may be theirs. The slice of days after follows one "
+                "adapter through the test window, whose later rows are other rows; where both ask "
+                "for retraining, the shorter time is the safe one. q is corrected for the number "
+                "of ages.",
+                drift.table,
             )
         )
     lists = tables.lists
@@ -80,19 +100,22 @@ def told_of_age(slices: pd.DataFrame) -> str:
         return ""
     young = ages.iloc[0]
     if not young["low"] > 0:
-        return f"In the first days ({young['value']}) no lift can be told, so none that fades. "
+        return (
+            f"In the first days of the test window ({young['value']}) no lift can be told, so none "
+            "that fades. "
+        )
     is_old = (ages["high"] < young["low"] / 2)[::-1].cummin()[::-1]
     old = ages[is_old]
     if old.empty:
         last = str(ages.iloc[-1]["value"]).rpartition("-")[2]
         return (
-            f"Within {last} days the lift is not seen to fall for good below half of the first "
-            "days': nothing here asks for retraining more often. "
+            f"Within the test window, {last} days, the lift is not seen to fall for good below "
+            "half of the first days': nothing in it asks for retraining more often. "
         )
     days = str(old.iloc[0]["value"]).partition("-")[0]
     return (
-        f"From {days} days on the lift is below half of the first days': retrain at least that "
-        "often. "
+        f"From {days} days into the test window on the lift is below half of the first days': "
+        "retrain at least that often. "
     )
 
 

@@ -2,10 +2,15 @@
 
     gain_u = metric of user u with the candidate - with what is live        on the same users
 
-A candidate goes live where the interval of its mean gain is above `min_gain`, corrected for how
-many segments are looked at. Most segments are too small to be told alone. Under the rule `together`
-those of which nothing can be told are judged as one group: they go live if together they are
-better. A segment that is worse alone never does.
+Most segments are too small to be told alone, so by default they lend each other strength: what a
+segment's users say counts as far as the segments of its size bear them out (`reclora.shrinkage`).
+
+    shrunk      P(theta_s > min_gain | the gains of s and of all of its size) >= confidence
+    each        the interval of its own mean gain is above min_gain, corrected for how many are
+                looked at
+    together    or, where nothing can be told of it alone, that of all such segments together
+
+A segment that is worse alone never goes live.
 """
 
 from __future__ import annotations
@@ -18,10 +23,11 @@ import numpy as np
 import pandas as pd
 
 from reclora.comparison import compare
+from reclora.shrinkage import shrinkage_of
 
 CANDIDATE, LIVE = "candidate", "live"
 
-Rule = Literal["together", "each", "none"]
+Rule = Literal["shrunk", "together", "each", "none"]
 
 
 @dataclass(frozen=True)
@@ -32,9 +38,11 @@ class GateConfig:
         ValueError: a number out of its range, named with the range.
     """
 
-    rule: Rule = "together"
-    """`each`: a segment's own interval must be above `min_gain`; `together`: or, where nothing can
-    be told of it alone, that of all such segments together; `none`: everything goes live."""
+    rule: Rule = "shrunk"
+    """`shrunk`: a segment must be above `min_gain` with a chance of `confidence`, by its own users
+    and those of segments of its size; `each`: its own interval must be above it; `together`: or,
+    where nothing can be told of it alone, that of all such segments together, losers among them;
+    `none`: everything goes live."""
     min_gain: float = 0.0
     """The gain of the headline metric that is worth a change; any finite number."""
     confidence: float = 0.95
@@ -68,6 +76,7 @@ def decide(
     groups: Mapping[str, str],
     config: GateConfig,
     guards: pd.DataFrame | None = None,
+    rows_of: Mapping[str, int] | None = None,
 ) -> pd.DataFrame:
     """Decide on every segment.
 
@@ -77,10 +86,13 @@ def decide(
         groups: segment -> what it is judged together with, of every segment that has a candidate:
             what is of another nature, as an adapter of its own and the parent's, is judged apart.
         guards: segment, coverage and popularity (the candidate's over what is live), churn.
+        rows_of: segment -> the rows that it trained on: under `shrunk` those of a size lend each
+            other strength. If not given, all are of one size.
 
     Returns:
         A row for each of `groups`: segment, goes_live, reason, users, live, candidate (means),
-        gain, low, high, p, q, and the guards that were given. NaN where nobody was asked.
+        gain, low, high, p, q, shrunk_gain and chance (of the rule `shrunk`), and the guards that
+        were given. NaN where nobody was asked.
 
     Raises:
         ValueError: results of several metrics, or users that only one of the models has.
@@ -89,6 +101,10 @@ def decide(
     columns = ["users", "live", "candidate", "gain", "low", "high", "p", "q", "verdict"]
     own = table.set_index("segment").reindex(index=list(groups), columns=columns)
     own["users"] = own["users"].fillna(0).astype(int)
+    own[["shrunk_gain", "chance"]] = np.nan
+    if config.rule == "shrunk" and len(own):
+        sizes = dict.fromkeys(groups, 1) if rows_of is None else rows_of
+        own[["shrunk_gain", "chance"]] = _shrunk(results, groups, config, sizes)
     lives, reasons = _by_rule(own, results, groups, config)
     decided = own.drop(columns="verdict")
     decided.insert(0, "goes_live", lives)
@@ -124,6 +140,27 @@ def _over_min_gain(results: pd.DataFrame, config: GateConfig) -> pd.DataFrame:
     return table.rename(columns={"baseline_mean": "live", "difference": "gain"})
 
 
+def _shrunk(
+    results: pd.DataFrame,
+    groups: Mapping[str, str],
+    config: GateConfig,
+    rows_of: Mapping[str, int],
+) -> pd.DataFrame:
+    """shrunk_gain and chance of each segment; what is of another nature is no like of it."""
+    columns = ["segment", "user_id", "value"]
+    live = results[results["model"] == LIVE][columns]
+    own = results[results["model"] == CANDIDATE][columns]
+    values = {0.0: live, 1.0: own.assign(value=own["value"] - config.min_gain)}
+    found = []
+    for group in dict.fromkeys(groups.values()):
+        sizes = {name: rows_of[name] for name, its in groups.items() if its == group}
+        of_group = {c: v[v["segment"].astype(str).isin(sizes)] for c, v in values.items()}
+        found.append(shrinkage_of(of_group, sizes, config.confidence).table)
+    told = pd.concat(found).set_index("segment")
+    told["shrunk_gain"] += config.min_gain
+    return told[["shrunk_gain", "chance"]]
+
+
 def _by_rule(
     own: pd.DataFrame, results: pd.DataFrame, groups: Mapping[str, str], config: GateConfig
 ) -> tuple[list[bool], list[str]]:
@@ -141,6 +178,10 @@ def _by_rule(
             if not row["users"]
             else f"cannot tell alone: gain {_interval(row)}"
         )
+        if config.rule == "shrunk":
+            lives.append(bool(row["chance"] >= config.confidence))
+            reasons.append(alone + _chance(row, config))
+            continue
         passes, said = together.get(groups[str(segment)], (False, ""))
         lives.append(passes)
         reasons.append(alone + said)
@@ -176,6 +217,18 @@ def _word(row: pd.Series, config: GateConfig) -> str:
     if row["verdict"] == "better" and config.min_gain < 0 and not row["low"] > 0:
         return f"not worse by more than {-config.min_gain:g}"
     return str(row["verdict"])
+
+
+def _chance(row: pd.Series, config: GateConfig) -> str:
+    """What is to be expected of a segment by its like."""
+    if np.isnan(row["chance"]):
+        return "; nor have those of its size"
+    over = f" by more than {config.min_gain:g}" if config.min_gain else ""
+    asked = "" if row["chance"] >= config.confidence else f", {config.confidence:g} is asked"
+    return (
+        f"; with those of its size {row['shrunk_gain']:+.4f}, better{over} with a chance of "
+        f"{row['chance']:.3f}{asked}"
+    )
 
 
 def _interval(row: pd.Series) -> str:

@@ -64,7 +64,9 @@ def _at_most(kind: str, own: str) -> str:
 
 
 def size_classes(
-    rows_S: NDArray[np.integer[Any]], users_S: NDArray[np.integer[Any]]
+    rows_S: NDArray[np.integer[Any]],
+    users_S: NDArray[np.integer[Any]],
+    min_segments: int = 1,
 ) -> NDArray[np.int64]:
     """The class of each segment: its rows' power of ten, neighbours joined until each has
     `MIN_USERS` users to judge by.
@@ -72,15 +74,19 @@ def size_classes(
     Args:
         rows_S: rows to train on.
         users_S: users to judge by.
+        min_segments: segments with users that a class is to have, if there are larger ones to join;
+            the largest have users enough of their own.
     """
     decades_S = np.log10(np.maximum(rows_S, 1)).astype(np.int64)
     classes: dict[int, int] = {}
-    users, current = 0, 0
+    users, segments, current = 0, 0, 0
     for decade in np.unique(decades_S):
-        if users >= MIN_USERS:
-            users, current = 0, current + 1
+        if users >= MIN_USERS and segments >= min_segments:
+            users, segments, current = 0, 0, current + 1
         classes[int(decade)] = current
-        users += int(users_S[decades_S == decade].sum())
+        users_of_decade = users_S[decades_S == decade]
+        users += int(users_of_decade.sum())
+        segments += int((users_of_decade > 0).sum())
     last = current - 1 if users < MIN_USERS and current else current
     return np.array([min(classes[int(d)], last) for d in decades_S], dtype=np.int64)
 

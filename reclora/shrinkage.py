@@ -40,8 +40,9 @@ from reclora.ladder import size_classes
 FACTORS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """The c that are tried; none of them but .75 rounds a number."""
 MIN_SEGMENTS = 4
-"""Segments of a size with users to judge by, from which on they lend each other strength: with
-fewer a mean is no worse than the shrunk ones (Efron and Morris, 1973)."""
+"""Segments with users to judge by, from which on they lend each other strength: with fewer a mean
+is no worse than the shrunk ones (Efron and Morris, 1973), so that a few small ones are taken for of
+one size with larger ones."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,8 @@ def shrinkage_of(
     gains = _gains(values)
     segments, users = list(rows_of), next(iter(gains.values())).groupby("segment").size()
     users_S = users.reindex(segments, fill_value=0).to_numpy(dtype=np.int64)
-    classes_S = size_classes(np.array([*rows_of.values()], dtype=np.int64), users_S)
+    rows_S = np.array([*rows_of.values()], dtype=np.int64)
+    classes_S = size_classes(rows_S, users_S, MIN_SEGMENTS)
     tables, sizes = [], []
     for number in np.unique(classes_S):
         members = [s for s, c in zip(segments, classes_S, strict=True) if c == number]

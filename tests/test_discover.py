@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,13 +15,14 @@ from reclora.configs import AdapterConfig
 from reclora.evaluation import EvaluationConfig
 from reclora.factorisation import FactorisationConfig
 from reclora.files import read_parquet, write_parquet
+from reclora.pipelines import workshop
 from reclora.pipelines.base_settings import BaseSearch, BaseSettings
 from reclora.pipelines.discover import Discovered, check, discover, files_to_write
 from reclora.pipelines.prepare import prepare
 from reclora.pipelines.run import LogSettings, RunSettings, Search, WindowFiles
 from reclora.pipelines.settings import SettingsError
 from reclora.splits import WINDOWS, SplitConfig
-from reclora.training import TrainingConfig
+from reclora.training import Training, TrainingConfig, train
 from tests.small_runs import START, small_settings
 
 ITEMS, EACH = 150, 32
@@ -103,6 +105,33 @@ def test_hidden_tastes_are_found_and_pay(found: Discovered) -> None:
     assert "3 segments" in found.outcome and "Against the 2 given segments: +0." in found.outcome
     assert "flatters" in found.outcome and "most of their user" not in found.outcome
     assert sum(found.sizes.values()) == len(found.users) == 120
+
+
+def test_interrupted_it_goes_on_with_what_was_trained(
+    settings: RunSettings, found: Discovered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second call trains what the first one did not come to, says the same, leaves nothing."""
+    mine = replace(settings, folder=tmp_path / "work", runs=tmp_path / "runs")
+    was_there, stops = list[bool](), 4
+
+    def watched(*given: Any, **named: Any) -> Training:
+        found = named["checkpoint"].load()
+        was_there.append(found is not None and found[1]["is_done"])
+        if len(was_there) == stops:
+            raise KeyboardInterrupt
+        return train(*given, **named)
+
+    monkeypatch.setattr(workshop, "train", watched)
+    with pytest.raises(KeyboardInterrupt):
+        discover(mine, (6, 3, 2))
+    (left,) = mine.runs.glob("*-segments-*")
+    was_there.clear()
+    stops = 0
+    again = discover(mine, (6, 3, 2))
+    # Both folds of the pooled adapter, of each number and of the given segments.
+    assert was_there == [True] * 3 + [False] * 9
+    pd.testing.assert_frame_equal(again.table, found.table)
+    assert not left.exists()
 
 
 def test_where_there_are_no_tastes_there_are_no_segments(tmp_path: Path) -> None:

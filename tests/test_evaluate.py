@@ -14,6 +14,7 @@ import torch
 
 from reclora.base import BaseModel
 from reclora.comparison import compare
+from reclora.drift import Drift
 from reclora.evaluation import EvaluationConfig, ForeignError, hold_out, read_foreign
 from reclora.files import read_parquet
 from reclora.interactions import Interactions
@@ -334,6 +335,11 @@ def test_sections_say_what_was_measured(files: dict[str, Path], tmp_path: Path) 
     tables = assessment.tables([("good", "bad")], sliced=[("good", "bad")])
     assert set(definitions(tables)) == {"recall", "novelty", "popularity", "coverage", "gini"}
     lists_alike, reported = sections_of(tables, 10, "good", "bad")
+    drift = Drift(pd.DataFrame({"age": [0.0, 7.0]}), "Retrain every 7 days.")
+    ageing, *rest = sections_of(tables, 10, "good", "bad", drift)
+    assert ageing.title == "How adapters age" and ageing.table is drift.table
+    assert ageing.text.startswith("Retrain every 7 days. Here good are trained as")
+    assert [section.title for section in rest] == [lists_alike.title, reported.title]
     assert lists_alike.table["model"].tolist() == ["good", "bad"]
     whole = tables.lists.set_index(["scope", "model", "metric", "k"])["mean"]
     assert lists_alike.table["gini"].tolist() == [
@@ -499,18 +505,22 @@ def test_the_command_evaluates_what_is_live(settings: RunSettings, tmp_path: Pat
     ("lifts", "told"),
     [
         ([], ""),
-        ([("0-1", -0.01, 0.02, 0.05)], "In the first days (0-1) no lift can be told"),
+        (
+            [("0-1", -0.01, 0.02, 0.05)],
+            "In the first days of the test window (0-1) no lift can be told",
+        ),
         (
             [("0-1", 0.02, 0.03, 0.04), ("2-3", 0.0, 0.01, 0.02)],
-            "Within 3 days the lift is not seen to fall for good below half",
+            "Within the test window, 3 days, the lift is not seen to fall for good below half",
         ),
         (
             [("0-1", 0.02, 0.03, 0.04), ("2-3", -0.1, -0.05, 0.0), ("4-7", 0.01, 0.02, 0.03)],
-            "Within 7 days the lift is not seen to fall for good below half",
+            "Within the test window, 7 days, the lift is not seen to fall for good below half",
         ),
         (
             [("0-1", 0.03, 0.04, 0.05), ("2-3", 0.0, 0.01, 0.02), ("4-7", -0.01, 0.0, 0.01)],
-            "From 4 days on the lift is below half of the first days': retrain at least that often",
+            "From 4 days into the test window on the lift is below half of the first days': "
+            "retrain at least that often",
         ),
     ],
 )

@@ -9,6 +9,7 @@ from small_runs import finished
 
 from reclora.gate import CANDIDATE, LIVE, GateConfig, decide
 from reclora.pipelines.gating import Decisions
+from reclora.shrinkage import shrinkage_of
 
 
 def results(gains: dict[str, list[float]], base: float = 0.2) -> pd.DataFrame:
@@ -52,23 +53,84 @@ def test_each_segment_must_show_it_alone() -> None:
 
 
 def test_small_segments_are_told_together_but_never_what_is_worse() -> None:
-    found = decided(GAINS, GateConfig(), nobody="own", other="its parent")
+    together = GateConfig(rule="together")
+    found = decided(GAINS, together, nobody="own", other="its parent")
     lives = set(found.index[found["goes_live"]])
     assert lives == {*GAINS, "nobody"} - {"clearly worse"}
     assert "the 21 such segments with own are better together" in found.loc["small 3", "reason"]
     # What is of another nature is judged with its like: of those nobody was asked.
     assert not found.loc["other", "goes_live"]
     worse = GAINS | {f"small {n}": noisy(-0.04, 4, n) for n in range(20)}
-    found = decided(worse, GateConfig())
+    found = decided(worse, together)
     assert set(found.index[found["goes_live"]]) == {"clearly better"}
 
 
-def test_noise_does_not_pass() -> None:
+ROWS = {segment: 10 if segment.startswith("small") else 1000 for segment in GAINS}
+
+
+def of_sizes(gains: dict[str, list[float]], config: GateConfig, **others: str) -> pd.DataFrame:
+    """Decided by the default rule, with small segments told from large ones."""
+    groups = dict.fromkeys(gains, "own") | others
+    rows_of = {name: ROWS.get(name, 10) for name in groups}
+    return decide(results(gains), groups, config, rows_of=rows_of).set_index("segment")
+
+
+def test_segments_of_a_size_lend_each_other_strength() -> None:
+    """Twenty of four users, each .04 better: one alone could not be told; one that is a little
+    worse among them is believed to be like the others, one that is much worse is not."""
+    gains = GAINS | {"small worse": [-0.01] * 4, "small much worse": [-0.5] * 4}
+    found = of_sizes(gains, GateConfig(), nobody="own", other="its parent")
+    lives = set(found.index[found["goes_live"]])
+    assert "clearly better" in lives and "clearly worse" not in lives
+    assert "small much worse" not in lives
+    found = of_sizes(gains | {"small much worse": [0.04] * 4}, GateConfig(), nobody="own")
+    lives = set(found.index[found["goes_live"]])
+    assert {f"small {n}" for n in range(20)} | {"small worse", "nobody"} <= lives
+    reason = found.loc["small 3", "reason"]
+    assert reason.startswith("cannot tell alone: gain ") and "with those of its size +0.0" in reason
+    assert found.loc["nobody", "reason"].startswith("no user to judge by; with those of its size")
+    # Nothing is known of what has no like.
+    alone = of_sizes({}, GateConfig(), other="its parent")
+    assert not alone.loc["other", "goes_live"]
+    assert alone.loc["other", "reason"] == "no user to judge by; nor have those of its size"
+
+
+def test_losers_among_winners_do_not_go_live() -> None:
+    """Together they are better; half of them harm. Six users each cannot tell one alone."""
+    rng = np.random.default_rng(0)
+    truth = {f"small {n}": 0.12 if n % 2 else -0.08 for n in range(400)}
+    gains = {name: rng.normal(mean, 0.1, 6).tolist() for name, mean in truth.items()}
+    wrong = {}
+    for rule in ("shrunk", "together"):
+        found = of_sizes(gains, GateConfig(rule=rule))  # type: ignore[arg-type]
+        lives = found.index[found["goes_live"]]
+        wrong[rule] = sum(truth[name] < 0 for name in lives)
+        assert len(lives) - wrong[rule] > 150, f"{rule} keeps the winners back"
+    assert wrong["shrunk"] <= 0.05 * 200 and wrong["together"] > 100
+
+
+def test_the_chance_is_that_of_shrinkage_beyond_the_least_gain() -> None:
+    config = GateConfig(min_gain=0.01, confidence=0.9)
+    found = of_sizes(GAINS, config)
+    table = results(GAINS)
+    live, own = (table[table["model"] == model] for model in (LIVE, CANDIDATE))
+    values = {0.0: live, 1.0: own.assign(value=own["value"] - 0.01)}
+    told = shrinkage_of(values, ROWS, 0.9).table.set_index("segment")
+    assert found["chance"].tolist() == told.loc[found.index, "chance"].tolist()
+    assert np.allclose(found["shrunk_gain"], told.loc[found.index, "shrunk_gain"] + 0.01)
+    by_itself = ~found["reason"].str.startswith(("better", "worse"))
+    small = found[by_itself]
+    assert (small["goes_live"] == (small["chance"] >= 0.9)).all() and len(small) > 10
+    assert "better by more than 0.01 with a chance of" in small["reason"].iloc[0]
+
+
+@pytest.mark.parametrize("rule", ["each", "shrunk"])
+def test_noise_does_not_pass(rule: str) -> None:
     """Of 200 segments without any gain none should pass, but for one night in twenty."""
     passed = 0
     for seed in range(10):
         gains = {f"s{n}": noisy(0.0, 30, 1000 * seed + n) for n in range(200)}
-        passed += int(decided(gains, GateConfig(rule="each"))["goes_live"].any())
+        passed += int(decided(gains, GateConfig(rule=rule))["goes_live"].any())  # type: ignore[arg-type]
     assert passed <= 3
 
 
@@ -91,7 +153,7 @@ def test_guards_veto() -> None:
             "churn": [0.95, 0.1, 0.1, np.nan],
         }
     )
-    limits = GateConfig(min_coverage=0.5, max_popularity=2.0, max_churn=0.9)
+    limits = GateConfig(rule="together", min_coverage=0.5, max_popularity=2.0, max_churn=0.9)
     found = decide(results(GAINS), dict.fromkeys(GAINS, "own"), limits, guards)
     found = found.set_index("segment")
     for segment, name in (
@@ -102,7 +164,7 @@ def test_guards_veto() -> None:
         assert not found.loc[segment, "goes_live"]
         assert found.loc[segment, "reason"].startswith(f"vetoed: {name}; ")
     assert found.loc["small 2", "goes_live"] and found.loc["small 3", "goes_live"]
-    off = decide(results(GAINS), dict.fromkeys(GAINS, "own"), GateConfig(), guards)
+    off = decide(results(GAINS), dict.fromkeys(GAINS, "own"), GateConfig(rule="together"), guards)
     assert off["goes_live"].sum() == len(GAINS) - 1
 
 

@@ -21,6 +21,7 @@ from reclora.pipelines.run import (
     files_of,
     git_commit,
 )
+from reclora.splits import SplitConfig
 from tests.small_runs import small_settings
 
 INPUTS = {"log.parquet": "ab" * 32}
@@ -35,6 +36,14 @@ INPUTS = {"log.parquet": "ab" * 32}
         ({"name": "a/b"}, "name must be usable"),
         ({"name": "..x"}, "name must be usable"),
         ({"threads": 0}, "threads must be at least 1"),
+        ({"ages": (0, 7)}, r"ages must be days that ascend from above 0, got \[0, 7\]"),
+        ({"ages": (7, 7)}, "ages must be days that ascend"),
+        ({"ages": (7, float("inf"))}, "ages must be days that ascend"),
+        ({"ages": (float("nan"),)}, "ages must be days that ascend"),
+        (
+            {"ages": (7,), "split": SplitConfig("user_time")},
+            "ages need split.by = 'global_time', got 'user_time'",
+        ),
     ],
 )
 def test_a_run_that_cannot_be_is_refused(changes: dict[str, object], message: str) -> None:
@@ -68,6 +77,7 @@ def test_the_folders_name_follows_what_decides_the_numbers(tmp_path: Path) -> No
         replace(settings, unknown="grow"),
         replace(settings, parent="none"),
         replace(settings, kinds="given"),
+        replace(settings, ages=(7.0,)),
         replace(settings, training=replace(settings.training, epochs=9)),
     ]
     assert {name(each) for each in same} == {name(settings)}

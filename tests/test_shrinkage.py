@@ -334,3 +334,7 @@ def test_of_a_thousand_tiny_segments_none_ends_below_its_parent() -> None:
     assert told["shrunk"]["low"].iat[0] > 0
     assert told["shrunk"]["difference"].iat[0] > told["own"]["difference"].iat[0]
     assert (told["shrunk"]["verdict"].iloc[1:] == "better").sum() > 50
+    # The gate of a run by the same estimate, and as it tells all segments as one.
+    gate, together = told["the gate, shrunk"], told["the gate, together"]
+    assert worse["the gate, shrunk"] == 0 and worse["the gate, together"] > 100
+    assert gate["low"].iat[0] > together["high"].iat[0]

@@ -66,6 +66,7 @@ FLOORS = (
         "shrinkage",
         "hierarchy",
         "learning_curves",
+        "drift",
     ),
     ("report",),
     ("pipelines", "datasets"),

@@ -20,6 +20,7 @@ from reclora.comparison import compare
 from reclora.configs import AdapterConfig
 from reclora.datasets.planted import PlantedConfig, plant
 from reclora.evaluation import EvaluationConfig, HeldOut, evaluate, hold_out
+from reclora.gate import CANDIDATE, LIVE, GateConfig, decide
 from reclora.interactions import IdMap, Interactions
 from reclora.learning_curves import learning_curves
 from reclora.shrinkage import Shrinkage, scaled, shrink, toward_parents
@@ -134,25 +135,38 @@ class World:
 
 
 def ways(world: World) -> tuple[dict[str, list[Adapter]], Shrinkage]:
-    """Three ways to serve tiny segments, by name; and how the third chose."""
+    """Ways to serve tiny segments, by name; and how the one that shrinks chose."""
     adapters = world.trained()
     rows = dict(zip(world.log.segment_names, np.diff(world.log.offsets).tolist(), strict=True))
     shrinkage = shrink(adapters, world.base, world.validation, rows)
-    own = world.values(adapters, world.validation).groupby("segment", observed=True)["value"]
-    below = evaluate(
-        world.validation, lambda _: world.base.scorer(), model="", run="", seed=0
-    ).groupby("segment", observed=True)["value"]
-    liked = (own.mean() > below.mean()).to_dict()
+    own = world.values(adapters, world.validation)
+    below = evaluate(world.validation, lambda _: world.base.scorer(), model=LIVE, run="", seed=0)
+    means = [each.groupby("segment", observed=True)["value"].mean() for each in (own, below)]
+    judged = pd.concat([own.assign(model=CANDIDATE), below], ignore_index=True)
+    gates = {
+        f"the gate, {rule}": decide(
+            judged, dict.fromkeys(rows, "own"), GateConfig(rule=rule), rows_of=rows
+        ).set_index("segment")["goes_live"]
+        for rule in ("shrunk", "together", "each")
+    }
+    chosen = {"own where its judges like it": means[0] > means[1]} | gates
     return {
         "own": adapters,
-        "own where its judges like it": [
-            scaled(a, float(liked.get(a.segment, False))) for a in adapters
-        ],
         "shrunk": toward_parents(adapters, shrinkage.factors),
+        **{
+            name: [scaled(a, float(lives.get(a.segment, False))) for a in adapters]
+            for name, lives in chosen.items()
+        },
     }, shrinkage
 
 
-@measures("little_data_segments_below", "little_data_ndcg", "little_data_ndcg_over_own")
+@measures(
+    "little_data_segments_below",
+    "little_data_ndcg",
+    "little_data_ndcg_over_own",
+    "gate_segments_below",
+    "gate_ndcg_over_together",
+)
 def little_data() -> list[Figure]:
     """Segments that are significantly below their parent, and the mean of all, on test."""
     torch.set_num_threads(1)
@@ -175,10 +189,15 @@ def little_data() -> list[Figure]:
     below = float((shrunk.iloc[1:]["verdict"] == "worse").sum())
     mean, parent = float(shrunk.iloc[0]["model_mean"]), float(shrunk.iloc[0]["baseline_mean"])
     unshrunk = float(own.iloc[0]["model_mean"])
+    gate, together = told["the gate, shrunk"], told["the gate, together"]
+    gate_below = float((gate.iloc[1:]["verdict"] == "worse").sum())
+    gated, as_one = (float(table.iloc[0]["model_mean"]) for table in (gate, together))
     return [
         Figure("little_data_segments_below", below, "segments", "<= 0"),
         Figure("little_data_ndcg", mean, "NDCG@10", ">= 1", "the parent alone", parent),
         Figure("little_data_ndcg_over_own", mean, "NDCG@10", ">= 1", "unshrunk", unshrunk),
+        Figure("gate_segments_below", gate_below, "segments", "<= 0"),
+        Figure("gate_ndcg_over_together", gated, "NDCG@10", ">= 1", "told together", as_one),
     ]
 
 
