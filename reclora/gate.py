@@ -5,7 +5,7 @@
 Most segments are too small to be told alone, so by default they lend each other strength: what a
 segment's users say counts as far as the segments of its size bear them out (`reclora.shrinkage`).
 
-    shrunk      P(theta_s > min_gain | the gains of s and of all of its size) >= confidence
+    shrunk      P(theta_s > min_gain | the gains of s and of all of its size) >= chance
     each        the interval of its own mean gain is above min_gain, corrected for how many are
                 looked at
     together    or, where nothing can be told of it alone, that of all such segments together
@@ -39,14 +39,17 @@ class GateConfig:
     """
 
     rule: Rule = "shrunk"
-    """`shrunk`: a segment must be above `min_gain` with a chance of `confidence`, by its own users
-    and those of segments of its size; `each`: its own interval must be above it; `together`: or,
+    """`shrunk`: a segment must be above `min_gain` with a chance of `chance`, by its own users and
+    those of segments of its size; `each`: its own interval must be above it; `together`: or,
     where nothing can be told of it alone, that of all such segments together, losers among them;
     `none`: everything goes live."""
     min_gain: float = 0.0
     """The gain of the headline metric that is worth a change; any finite number."""
     confidence: float = 0.95
     """Of intervals, and 1 - the share of wrong decisions among those made; 0 < c < 1."""
+    chance: float = 0.9
+    """Of a gain, that the rule `shrunk` asks for; 0 < c < 1. The lower, the more is gained in all,
+    and the more segments are worse off."""
     min_coverage: float = 0.0
     """Guard: the share of the live lists' items that the candidate's must reach; 0 = off."""
     max_popularity: float = 0.0
@@ -58,8 +61,9 @@ class GateConfig:
     0 = for all of them."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence must be above 0 and below 1, got {self.confidence}")
+        for name in ("confidence", "chance"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must be above 0 and below 1, got {getattr(self, name)}")
         if not np.isfinite(self.min_gain):
             raise ValueError(f"min_gain must be a finite number, got {self.min_gain}")
         for name in ("min_coverage", "max_popularity"):
@@ -155,7 +159,7 @@ def _shrunk(
     for group in dict.fromkeys(groups.values()):
         sizes = {name: rows_of[name] for name, its in groups.items() if its == group}
         of_group = {c: v[v["segment"].astype(str).isin(sizes)] for c, v in values.items()}
-        found.append(shrinkage_of(of_group, sizes, config.confidence).table)
+        found.append(shrinkage_of(of_group, sizes, config.chance).table)
     told = pd.concat(found).set_index("segment")
     told["shrunk_gain"] += config.min_gain
     return told[["shrunk_gain", "chance"]]
@@ -179,7 +183,7 @@ def _by_rule(
             else f"cannot tell alone: gain {_interval(row)}"
         )
         if config.rule == "shrunk":
-            lives.append(bool(row["chance"] >= config.confidence))
+            lives.append(bool(row["chance"] >= config.chance))
             reasons.append(alone + _chance(row, config))
             continue
         passes, said = together.get(groups[str(segment)], (False, ""))
@@ -224,7 +228,7 @@ def _chance(row: pd.Series, config: GateConfig) -> str:
     if np.isnan(row["chance"]):
         return "; nor have those of its size"
     over = f" by more than {config.min_gain:g}" if config.min_gain else ""
-    asked = "" if row["chance"] >= config.confidence else f", {config.confidence:g} is asked"
+    asked = "" if row["chance"] >= config.chance else f", {config.chance:g} is asked"
     return (
         f"; with those of its size {row['shrunk_gain']:+.4f}, better{over} with a chance of "
         f"{row['chance']:.3f}{asked}"

@@ -36,6 +36,9 @@ from reclora.notebook import as_html
 from reclora.optim import RowwiseAdagrad
 from reclora.tower import all_scores, paired_scores
 
+BEYOND = 1e8
+"""A delta with a larger number has diverged: products of two such and of two vectors made of them
+still are float32, those of larger ones need not be."""
 VALIDATION_EPOCH = 1 << 20
 """The epoch number that draws the validation negatives: fixed, and out of reach of training."""
 
@@ -253,7 +256,6 @@ class _Course:
         if not self.is_done:
             with undisturbed():
                 keeper.restore()
-                self._check_numbers()
                 self.is_done = True
         return self._training()
 
@@ -287,14 +289,15 @@ class _Course:
         """Note which segments' losses are not finite, where first, and by which tensor."""
         for segment in segments:
             where = f"epoch {self._epoch}, step {self._step}"
-            tensor = _not_finite(self._bank, segment)
-            of = f"; {tensor} is not finite" if tensor else ""
+            wrong = _diverged(self._bank, segment)
+            of = f"; {wrong}" if wrong else ""
             why = f"the loss is not finite in {where}{of}: lower its learning rates"
             self._spoilt.setdefault(segment, why)
 
     def _end_epoch(self, active: NDArray[np.int64], judge: Judge | None) -> None:
         training_loss = self._losses.means()
         with undisturbed():
+            self._check_numbers()
             if self._spoilt:
                 self._keeper.give_up(np.array(sorted(self._spoilt)))
             active = np.flatnonzero(self._keeper.active)
@@ -308,19 +311,15 @@ class _Course:
             self._epoch, self._step = self._epoch + 1, 0
 
     def _check_numbers(self) -> None:
-        """The last step of all comes after the last loss: it may have spoilt what no loss saw."""
-        if all(
-            bool(torch.isfinite(parameter).all())
-            for _, delta in self._bank.deltas()
-            for parameter in delta.parameters()
-        ):
+        """The last step comes after the last loss: what it has spoilt no loss has seen, and no
+        judge could rank by.
+        """
+        if all(_is_sound(p) for _, delta in self._bank.deltas() for p in delta.parameters()):
             return
         for code in range(self._log.num_segments):
-            if tensor := _not_finite(self._bank, code):
-                self._spoilt[code] = (
-                    f"{tensor} is not finite after training: lower its learning rates"
-                )
-        self._keeper.give_up(np.array(sorted(self._spoilt)))
+            if wrong := _diverged(self._bank, code):
+                why = f"{wrong} after epoch {self._epoch}: lower its learning rates"
+                self._spoilt.setdefault(code, why)
 
     def checked(self, training: Training) -> Training:
         """Refuse a training of which nothing is left."""
@@ -408,12 +407,23 @@ def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def _not_finite(bank: AdapterBank, code: int) -> str:
-    """The first tensor of a segment that is not finite; empty where all are."""
+def _is_sound(numbers: Tensor) -> bool:
+    """Whether all of them are finite, and none is beyond `BEYOND`."""
+    if not numbers.numel():
+        return True
+    least, most = torch.aminmax(numbers.detach())
+    return bool(-least <= BEYOND) and bool(most <= BEYOND)
+
+
+def _diverged(bank: AdapterBank, code: int) -> str:
+    """What is wrong with the first tensor of a segment that is not sound; empty where all are."""
     for name, delta in bank.deltas():
         for part, where in delta.slices(code).items():
-            if not torch.isfinite(delta.get_parameter(part)[where]).all():
-                return f"{name}.{part}"
+            numbers = delta.get_parameter(part)[where]
+            if not _is_sound(numbers):
+                is_finite = bool(torch.isfinite(numbers).all())
+                said = f"has numbers beyond {BEYOND:.0e}" if is_finite else "is not finite"
+                return f"{name}.{part} {said}"
     return ""
 
 

@@ -106,21 +106,21 @@ def test_losers_among_winners_do_not_go_live() -> None:
         lives = found.index[found["goes_live"]]
         wrong[rule] = sum(truth[name] < 0 for name in lives)
         assert len(lives) - wrong[rule] > 150, f"{rule} keeps the winners back"
-    assert wrong["shrunk"] <= 0.05 * 200 and wrong["together"] > 100
+    assert wrong["shrunk"] <= 0.1 * 200 and wrong["together"] > 100
 
 
 def test_the_chance_is_that_of_shrinkage_beyond_the_least_gain() -> None:
-    config = GateConfig(min_gain=0.01, confidence=0.9)
+    config = GateConfig(min_gain=0.01, chance=0.8)
     found = of_sizes(GAINS, config)
     table = results(GAINS)
     live, own = (table[table["model"] == model] for model in (LIVE, CANDIDATE))
     values = {0.0: live, 1.0: own.assign(value=own["value"] - 0.01)}
-    told = shrinkage_of(values, ROWS, 0.9).table.set_index("segment")
+    told = shrinkage_of(values, ROWS, 0.8).table.set_index("segment")
     assert found["chance"].tolist() == told.loc[found.index, "chance"].tolist()
     assert np.allclose(found["shrunk_gain"], told.loc[found.index, "shrunk_gain"] + 0.01)
     by_itself = ~found["reason"].str.startswith(("better", "worse"))
     small = found[by_itself]
-    assert (small["goes_live"] == (small["chance"] >= 0.9)).all() and len(small) > 10
+    assert (small["goes_live"] == (small["chance"] >= 0.8)).all() and len(small) > 10
     assert "better by more than 0.01 with a chance of" in small["reason"].iloc[0]
 
 
@@ -183,6 +183,7 @@ def test_results_of_two_metrics_are_refused() -> None:
     ("values", "message"),
     [
         ({"confidence": 1.0}, "confidence must be above 0 and below 1"),
+        ({"chance": 0.0}, "chance must be above 0 and below 1"),
         ({"min_gain": float("nan")}, "min_gain must be a finite number"),
         ({"min_coverage": -1.0}, "min_coverage must be 0 or more"),
         ({"max_churn": 1.5}, "max_churn must be from 0 to 1"),

@@ -20,7 +20,7 @@ from reclora.base import BaseModel
 from reclora.batches import Batch, segment_seeds, stratified_batches
 from reclora.configs import FULL, AdapterConfig
 from reclora.datasets.planted import PlantedConfig, PlantedWorld, plant
-from reclora.evaluation import EvaluationConfig, evaluate, hold_out
+from reclora.evaluation import EvaluationConfig, RankingJudge, evaluate, hold_out
 from reclora.interactions import IdMap, Interactions
 from reclora.negatives import Sampler
 from reclora.optim import RowwiseAdagrad
@@ -665,8 +665,26 @@ def test_numbers_spoilt_by_the_last_step_are_found() -> None:
     log = LOG.only("one row")
     config = replace(SHORT, epochs=1, rows_lr=3e38, bias_lr=1e-9, tower_lr=1e-9)
     bank = AdapterBank.for_log(BASE, log, replace(FULL, tower="none"))
-    with pytest.raises(TrainingError, match="'one row': user_table.d is not finite after training"):
+    with pytest.raises(TrainingError, match="'one row': user_table.d is not finite after epoch 1"):
         train(bank, log, config, judge=None)
+
+
+@pytest.mark.parametrize("rate", [1e12, 1e30, 3e38])
+def test_what_no_judge_could_rank_by_is_quarantined_before_it_is_asked(rate: float) -> None:
+    """One step an epoch: no loss sees what it did before the judge's scores would overflow."""
+    log = LOG.only("one row")
+    others = LOG.only("market 0")
+    others = others.in_segments(["one row"], np.zeros(len(others), np.int64))
+    held_out = hold_out(others, log, EvaluationConfig())
+    for kind in ("rows", "bias"):
+        bank = AdapterBank.for_log(BASE, log, KINDS[kind])
+        config = replace(SHORT, epochs=2, rows_lr=rate, bias_lr=rate)
+        with pytest.raises(
+            TrainingError, match=r"'one row'.* (beyond 1e\+08|finite) after epoch 1"
+        ):
+            train(bank, log, config, judge=RankingJudge(held_out))
+        spoilt = bank.adapter("one row").tensors.values()
+        assert not any(t.any() for t in spoilt if t.is_floating_point())
 
 
 def test_what_does_not_fit_is_refused() -> None:
