@@ -100,7 +100,9 @@ def learning_curves(
     parts = subsampled(log, shares, seed)
     bank = AdapterBank.for_log(base, parts, config, seed, parent)
     judge = None if stopping is None else RankingJudge(_of_parts(stopping, log, shares))
-    train(bank, parts, training, judge=judge, seed=seed)
+    # What a user took is no negative in a part either that is not told of it.
+    whole = _parts(log, [(share, 1.0) for share in shares], seed)
+    train(bank, parts, training, judge=judge, seed=seed, taken=whole)
     headline = headline_of(judging)
     below = (
         AdapterBank.of(bank.base, [parent]).scorer(parent.segment)
@@ -130,17 +132,25 @@ def subsampled(log: Interactions, shares: Sequence[float] = SHARES, seed: int = 
     """
     if not shares or shares[0] <= 0 or shares[-1] != 1 or list(shares) != sorted(set(shares)):
         raise ValueError(f"shares must ascend, be above 0 and end with 1, got {list(shares)}")
+    return _parts(log, [(share, share) for share in shares], seed)
+
+
+def _parts(log: Interactions, shares: Sequence[tuple[float, float]], seed: int) -> Interactions:
+    """For each (share that it is called by, share of the rows that it has) a part of each segment.
+
+    Its rows are in the order of `subsampled`.
+    """
     positions, codes, names = [], [], list[str]()
     for segment, first, end in zip(
         log.segment_names, log.offsets[:-1].tolist(), log.offsets[1:].tolist(), strict=True
     ):
         counters = np.arange(end - first, dtype=np.uint64) + np.uint64(segment_seed(seed, segment))
         order = first + np.argsort(mix(counters), kind="stable")
-        for share in shares:
+        for called, share in shares:
             chosen = order[: rows_at(share, end - first)]
             positions.append(chosen)
             codes.append(np.full(len(chosen), len(names)))
-            names.append(part_name(segment, share))
+            names.append(part_name(segment, called))
     rows = np.concatenate(positions) if positions else np.zeros(0, np.int64)
     return Interactions.from_arrays(
         users=log.users,
@@ -335,6 +345,8 @@ def _advice(
         more = np.inf
     elif users and not np.isfinite(more):
         says = f"cannot say: {REACH} times its {rows:,} interactions would not show such a lift"
+        if fit[1] <= 0:
+            says = "cannot say: more interactions are not seen to lift its like"
     return facts | {"more": more, "more_low": low, "more_high": high, "says": says}
 
 

@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 
 from reclora.adapters import Adapter
-from reclora.arithmetic.parts import PRODUCTS, check_finite, check_no_magnitude, deltas_of
+from reclora.arithmetic.parts import PRODUCTS, Delta, check_finite, check_no_magnitude, deltas_of
 from reclora.base import BaseModel
 from reclora.configs import NOTHING, AdapterConfig, AdapterError
 from reclora.evaluation import HeldOut, evaluate, headline_of
@@ -97,11 +97,18 @@ def shrink(
                 f"segment {segment!r} has no adapter, or no rows that it trained on: give both of "
                 "each that is held out"
             )
-    values: dict[float, pd.DataFrame] = {}
+    # Training came to nothing there: no gain that is zero, of which others could learn.
+    idle = {adapter.segment for adapter in adapters if _changes_nothing(adapter)}
+    judges = tuple(s for s in held_out.segments if s.name not in idle)
+    headline = replace(headline_of(held_out), segments=judges)
+    columns, values = ["segment", "user_id", "value"], dict[float, pd.DataFrame]()
     for c in FACTORS:
+        if not judges:
+            values[c] = pd.DataFrame({name: [] for name in columns})
+            continue
         scorer_of = scorers(base, [scaled(adapter, c) for adapter in adapters])
-        results = evaluate(headline_of(held_out), scorer_of, model="", run="", seed=0)
-        values[c] = results[results["model"] == ""][["segment", "user_id", "value"]]
+        results = evaluate(headline, scorer_of, model="", run="", seed=0)
+        values[c] = results[results["model"] == ""][columns]
     return shrinkage_of(values, {a.segment: rows_of[a.segment] for a in adapters}, confidence)
 
 
@@ -207,10 +214,22 @@ def scaled(adapter: Adapter, c: float) -> Adapter:
     check_finite(adapter.segment, adapter.tensors)
     tensors = dict(adapter.tensors)
     for delta in deltas_of(adapter).values():
-        # What is no product has one factor, and it starts at zero.
-        name = PRODUCTS[delta.kind][0] if delta.is_product else next(iter(delta.factors))
+        name = _zero_start(delta)
         tensors[f"{delta.name}.{name}"] = c * delta.factors[name]
     return replace(adapter, tensors=tensors)
+
+
+def _zero_start(delta: Delta) -> str:
+    """The factor that starts at zero; what is no product has one factor."""
+    return PRODUCTS[delta.kind][0] if delta.is_product else next(iter(delta.factors))
+
+
+def _changes_nothing(adapter: Adapter) -> bool:
+    """Whether its parent, or the base, serves as it does."""
+    if adapter.is_served:
+        return True
+    deltas = deltas_of(adapter).values()
+    return not any(bool(delta.factors[_zero_start(delta)].any()) for delta in deltas)
 
 
 def _nothing(adapter: Adapter) -> Adapter:

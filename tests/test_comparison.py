@@ -235,6 +235,8 @@ def test_what_the_table_lacks_is_named() -> None:
     results = table({("adapters", "de", 0): [0.1, 0.2], ("base", "de", 0): [0.1, 0.2]})
     with pytest.raises(ValueError, match="unknown model 'adapter'; did you mean 'adapters'"):
         compare(results, "adapter", "base", metric="ndcg", k=10)
+    with pytest.raises(ValueError, match="there are no results to compare"):
+        compare(pd.DataFrame(columns=["metric", "k", "model"]), "a", "b", metric="ndcg", k=10)
     with pytest.raises(ValueError, match="unknown metric 'recall'"):
         compare(results, "adapters", "base", metric="recall", k=10)
     with pytest.raises(ValueError, match=r"ndcg at k = \[10\], not at 20"):

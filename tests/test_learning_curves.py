@@ -202,6 +202,29 @@ def test_a_growing_curve_needs_fewer_and_follows_its_definition() -> None:
     assert flat.advice["more"].min() > untold["more"]
 
 
+def test_where_lift_does_not_grow_more_rows_are_not_asked_for() -> None:
+    rng = np.random.default_rng(0)
+    parts = [
+        pd.DataFrame(
+            {
+                "segment": f"s{n}",
+                "share": share,
+                "user_id": [f"u{u}" for u in range(20)],
+                "gain": rng.normal(-0.01 * share, 0.2, 20),
+            }
+        )
+        for n in range(8)
+        for share in (0.25, 0.5, 1.0)
+    ]
+    rows_of = {f"s{n}": 100 for n in range(8)}
+    found = curves_of(pd.concat(parts, ignore_index=True), rows_of)
+    assert found.slope < 0
+    says = found.advice.loc[found.advice["verdict"] == "cannot tell", "says"]
+    assert len(says) and set(says) == {
+        "cannot say: more interactions are not seen to lift its like"
+    }
+
+
 def test_what_was_told_needs_nothing_and_what_cannot_be_said_says_why() -> None:
     rows = {"large": 5_000} | {f"s{n}": 40 for n in range(12)} | {"nobody": 10}
     users = {"large": 800} | {f"s{n}": 6 for n in range(12)} | {"nobody": 0}
@@ -214,7 +237,7 @@ def test_what_was_told_needs_nothing_and_what_cannot_be_said_says_why() -> None:
     beyond = below[below["verdict"] == "cannot tell"]
     assert len(beyond) and beyond["more"].gt(0).all()
     said = [one for one in beyond["says"] if one.startswith("cannot say: ")]
-    assert said and all(f"{REACH} times its" in one for one in said)
+    assert said and all(f"{REACH} times its" in one or "not seen to lift" in one for one in said)
 
 
 def test_users_who_would_have_shown_it_say_so() -> None:

@@ -110,5 +110,7 @@ def test_the_space_of_a_run_lies_beside_it(tmp_path: Path) -> None:
 
 def test_the_space_that_comes_with_reclora() -> None:
     space = Space.read(DEFAULT, SETTINGS)
-    assert {*tomllib.loads(DEFAULT.read_text())} == {"parent", "kinds", "adapter", "training"}
+    assert {*tomllib.loads(DEFAULT.read_text())} == {
+        *("parent", "kinds", "history", "half_life", "adapter", "training")
+    }
     assert {"training.rows_lr", "adapter.alpha", "training.num_negatives"} <= {*space.bounds}

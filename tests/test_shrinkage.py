@@ -315,6 +315,25 @@ def test_shrinking_ranks_with_the_parent_and_every_step_of_whatever_parents() ->
     assert [a.segment for a in shrunk] == list(SIZES)
 
 
+def test_where_training_came_to_nothing_nothing_is_learned_of_others() -> None:
+    """Its gain is zero for certain, which says nothing of what a trained one is worth."""
+    log = make_log(BASE)
+    trained = make_bank("bias", BASE)
+    untrained = AdapterBank.for_log(BASE, log, KINDS["bias"])
+    name = max(SIZES, key=lambda s: SIZES[s])
+    adapters = [
+        (untrained if segment == name else trained).adapter(segment)
+        for segment in log.segment_names
+    ]
+    rows = shrink(adapters, BASE, HELD_OUT, ROWS).table.set_index("segment")
+    assert rows.at[name, "users"] == 0 and np.isnan(rows.at[name, "gain"])
+    others = replace(HELD_OUT, segments=tuple(s for s in HELD_OUT.segments if s.name != name))
+    alone = shrink(adapters, BASE, others, ROWS).table.set_index("segment")
+    pd.testing.assert_frame_equal(rows, alone)
+    idle = shrink(untrained.adapters(), BASE, HELD_OUT, ROWS)
+    assert set(idle.factors.values()) == {0.0} and not idle.table["users"].any()
+
+
 def test_an_adapter_that_is_missing_is_named() -> None:
     bank = make_bank("rows", BASE)
     with pytest.raises(AdapterError, match="segment '日本' has no adapter, or no rows"):

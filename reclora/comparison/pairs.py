@@ -132,6 +132,8 @@ def _corrected(
 
 
 def _only(results: pd.DataFrame, metric: str, k: int) -> pd.DataFrame:
+    if results.empty:
+        raise ValueError("there are no results to compare: the table is empty")
     check_name("metric", metric, results["metric"].unique())
     of_metric = results[results["metric"] == metric]
     if k not in (ks := sorted(of_metric["k"].unique().tolist())):
