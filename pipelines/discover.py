@@ -13,6 +13,7 @@ says; `parent = "auto"` counts as `pooled`. Nothing is published.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -204,7 +205,9 @@ def discover(settings: RunSettings, numbers: Sequence[int] = NUMBERS) -> Discove
         folder.begin()
         found = _discover(settings, numbers, base, windows, folder.training)
         folder.forget()
-    folder.path.rmdir()
+        # Who begins the same now waits for this lock in vain, and makes the folder anew.
+        with contextlib.suppress(OSError):
+            folder.path.rmdir()
     return found
 
 

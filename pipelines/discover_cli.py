@@ -56,14 +56,20 @@ def discover(
 
     Example: reclora segments discover run.toml --write-log logs/discovered
     """
+    from reclora.files import make_folder, temporary_path
+
     from .discover import check, files_to_write
     from .discover import discover as run_discover
     from .records import records
 
     loaded, tried = load_run(settings, overrides), _numbers(numbers)
     check(loaded, tried)
+    # Now rather than when all is trained.
+    make_folder(out.parent)
+    probe = temporary_path(out)
+    probe.touch()
+    probe.unlink()
     if write_log is not None:
-        # Now rather than when all is trained.
         files_to_write(loaded, write_log)
     found = run_discover(loaded, tried)
     found.write(out)

@@ -33,6 +33,7 @@ from reclora.evaluation import (
     measure_lists,
 )
 from reclora.gate import CANDIDATE, LIVE, GateConfig, decide
+from reclora.interactions import Interactions
 from reclora.splits import Windows
 from reclora.stability import NOT_DECIDED, agreed
 
@@ -121,6 +122,7 @@ def decide_all(
     windows: Windows,
     held_out: HeldOut,
     others: Mapping[str, ScorerOf],
+    log: Interactions,
     live: ScorerOf,
     begun: set[str],
     config: GateConfig,
@@ -133,6 +135,7 @@ def decide_all(
         subject: the trained candidates.
         held_out: the validation users who chose no epoch.
         others: models whose means stand in the table beside: base, parent, popularity.
+        log: what the candidates trained on.
         live: what serves each segment now.
         begun: segments whose training began with what is live.
         parent_helped: the parent may serve segments.
@@ -154,7 +157,7 @@ def decide_all(
     )
     judged = results[results["model"].isin((CANDIDATE, LIVE))]
     guards = _guards(only, lists[CANDIDATE], lists[LIVE])
-    sizes = dict(zip(windows.train.segment_names, np.diff(windows.train.offsets), strict=True))
+    sizes = dict(zip(log.segment_names, np.diff(log.offsets), strict=True))
     # The parent is the same whatever the segment's size: nothing was trained on its rows alone.
     rows_of = {name: int(sizes[name]) if group == OWN else 0 for name, group in asked.items()}
     decided = decide(judged, asked, config, guards, rows_of).set_index("segment")

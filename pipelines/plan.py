@@ -77,7 +77,7 @@ def plan(settings: RunSettings, only: Sequence[str] = ()) -> Planned:
     if planned.reused:
         return planned
     check_adapter(settings, inputs.base, train_log)
-    check_ages(settings, inputs)
+    check_ages(settings, inputs, only)
     needed = bytes_needed(settings, inputs.windows)
     check_space(settings.runs, needed)
     trained = contenders(settings, has_parent=live.parent is not None)
@@ -154,7 +154,8 @@ def bytes_needed(settings: RunSettings, windows: Windows) -> int:
         if settings.compared == ()
         else settings.base.factorisation.embedding_dim
     )
-    models = len(contenders(settings)) * len(settings.seeds) + 4
+    aged = 2 * (1 + len(settings.ages)) if settings.ages else 0
+    models = (len(contenders(settings)) + aged) * len(settings.seeds) + 4
     lists = (len(windows.validation) + len(windows.test)) * max(settings.evaluation.ks) * 4
     rows = len(windows.train) + (len(windows.pretrain) if settings.history == "all" else 0)
-    return 2 * rows * width * 4 * 4 + models * 3 * lists + 2**26
+    return (2 + aged) * rows * width * 4 * 4 + models * 3 * lists + 2**26

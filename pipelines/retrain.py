@@ -94,7 +94,7 @@ def retrain(settings: RunSettings, only: Sequence[str] = (), resume: bool = True
             number, store = summary["release"], settings.store_folder
             return Outcome(folder, store, number, decisions, True, settings.gate.canary)
         check_adapter(settings, inputs.base, inputs.windows.train)
-        check_ages(settings, inputs)
+        check_ages(settings, inputs, only)
         if is_first():
             held = folder.bytes_held if resume else 0
             check_space(settings.runs, bytes_needed(settings, inputs.windows) - held)
@@ -139,9 +139,9 @@ def _finish(settings: RunSettings, inputs: Inputs, yardstick: Yardstick) -> Outc
     number = None if release is None else release.number
     folder.event("published", release=number)
     assessment, decisions = measure(settings, inputs, learned, decisions, yardstick)
-    drift = measure_drift(settings, inputs, learned, yardstick)
     write_table(folder.decisions, decisions.table)
     assessment.write_results(folder.results)
+    drift = measure_drift(settings, inputs, learned, yardstick)
     with step("comparing") as progress:
         tables = compared(assessment, folder)
         progress(1, 1)
@@ -186,6 +186,7 @@ def _decide(settings: RunSettings, inputs: Inputs, learned: Learned) -> Decision
         inputs.windows,
         ground.held_out,
         others,
+        learned.ground.log,
         inputs.live.scorer_of,
         set(inputs.live.start),
         settings.gate,

@@ -248,6 +248,7 @@ class _Study:
                     self.inputs.windows,
                     judges,
                     {},
+                    self.ground.log,
                     live,
                     set(),
                     self.settings.gate,

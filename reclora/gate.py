@@ -10,7 +10,8 @@ segment's users say counts as far as the segments of its size bear them out (`re
                 looked at
     together    or, where nothing can be told of it alone, that of all such segments together
 
-A segment that is worse alone never goes live.
+Under each of them a segment that is better alone (`reclora.comparison.compare`) goes live, and one
+that is worse alone never does.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ class GateConfig:
 
     rule: Rule = "shrunk"
     """`shrunk`: a segment must be above `min_gain` with a chance of `chance`, by its own users and
-    those of segments of its size; `each`: its own interval must be above it; `together`: or,
-    where nothing can be told of it alone, that of all such segments together, losers among them;
-    `none`: everything goes live."""
+    those of segments of its size, or be better by itself; `each`: its own interval must be above
+    it; `together`: or, where nothing can be told of it alone, that of all such segments together,
+    losers among them; `none`: everything goes live."""
     min_gain: float = 0.0
     """The gain of the headline metric that is worth a change; any finite number."""
     confidence: float = 0.95
@@ -151,14 +152,19 @@ def _shrunk(
     rows_of: Mapping[str, int],
 ) -> pd.DataFrame:
     """shrunk_gain and chance of each segment; what is of another nature is no like of it."""
-    columns = ["segment", "user_id", "value"]
-    live = results[results["model"] == LIVE][columns]
-    own = results[results["model"] == CANDIDATE][columns]
+    if not len(results):
+        return pd.DataFrame(np.nan, index=list(groups), columns=["shrunk_gain", "chance"])
+    # A user is one, of however many seeds; to whom a metric gives no value is none.
+    keys = [results["segment"].astype(str), results["user_id"], results["model"].astype(str)]
+    means = results["value"].groupby(keys).mean().unstack("model").dropna().reset_index()
+    live, own = (
+        means[["segment", "user_id"]].assign(value=means[model]) for model in (LIVE, CANDIDATE)
+    )
     values = {0.0: live, 1.0: own.assign(value=own["value"] - config.min_gain)}
     found = []
     for group in dict.fromkeys(groups.values()):
         sizes = {name: rows_of[name] for name, its in groups.items() if its == group}
-        of_group = {c: v[v["segment"].astype(str).isin(sizes)] for c, v in values.items()}
+        of_group = {c: v[v["segment"].isin(sizes)] for c, v in values.items()}
         found.append(shrinkage_of(of_group, sizes, config.chance).table)
     told = pd.concat(found).set_index("segment")
     told["shrunk_gain"] += config.min_gain
@@ -226,7 +232,7 @@ def _word(row: pd.Series, config: GateConfig) -> str:
 def _chance(row: pd.Series, config: GateConfig) -> str:
     """What is to be expected of a segment by its like."""
     if np.isnan(row["chance"]):
-        return "; nor have those of its size"
+        return "; too few of its size gain or lose to lend it strength"
     over = f" by more than {config.min_gain:g}" if config.min_gain else ""
     asked = "" if row["chance"] >= config.chance else f", {config.chance:g} is asked"
     return (

@@ -68,8 +68,8 @@ def size_classes(
     users_S: NDArray[np.integer[Any]],
     min_segments: int = 1,
 ) -> NDArray[np.int64]:
-    """The class of each segment: its rows' power of ten, neighbours joined until each has
-    `MIN_USERS` users to judge by.
+    """The class of each segment: its rows' power of ten, neighbours joined from the smallest on
+    until each has `MIN_USERS` users, and `min_segments` segments, to judge by.
 
     Args:
         rows_S: rows to train on.

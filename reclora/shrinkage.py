@@ -44,6 +44,10 @@ MIN_SEGMENTS = 4
 is no worse than the shrunk ones (Efron and Morris, 1973), so that a few small ones are taken for of
 one size with larger ones."""
 
+MIN_DIFFERING = 6
+"""Users whose gain is not zero, with fewer of whom nothing is said: if all of them agreed, chance
+alone would have them agree more often than once in twenty (as `reclora.comparison.compare`)."""
+
 
 @dataclass(frozen=True)
 class Shrinkage:
@@ -130,10 +134,13 @@ def shrinkage_of(
         expected(c)      = mean over s of shrunk_gain_s where chance_s >= confidence, else 0
 
     The c with the largest expected(c) is taken, at a tie the smallest. Where k is below
-    `MIN_SEGMENTS`, B_s = 1: the segment's own users alone. A segment without users has what is
-    known of its size (B_s = 0), or nothing, and then its parent. Because sigma is that of the size
-    and not of the segment, three users who agree by chance are no certainty. The error counts that
-    mu is estimated, not that tau and sigma are, and that the c is the best of several.
+    `MIN_SEGMENTS`, B_s = 1: the segment's own users alone, and Student's t with U - k degrees of
+    freedom in the place of Phi. Nothing is said, and the parent serves, where fewer than
+    `MIN_DIFFERING` users of the size (with B_s = 1: of the segment) gain or lose. A segment without
+    users has what is known of its size (B_s = 0), or nothing, and then its parent. Because sigma is
+    that of the size and not of the segment, three users who agree by chance are no certainty. The
+    error counts that mu is estimated, not that tau and sigma are, and that the c is the best of
+    several.
 
     Args:
         values: c -> segment, user_id, value; of 0, the parent, and at least one above it: the same
@@ -292,19 +299,25 @@ def _posterior(gains: pd.Series, members: list[str]) -> tuple[pd.DataFrame, tupl
     grouped = gains.groupby("segment")
     users_S = grouped.size().reindex(members, fill_value=0).to_numpy(np.int64)
     gain_S = grouped.mean().reindex(members).to_numpy(np.float64)
-    variance = _variance_of_a_user(gains, gains - grouped.transform("mean"))
+    variance, freedom = _variance_of_a_user(gains, gains - grouped.transform("mean"))
+    differ_S = (gains != 0).groupby("segment").sum().reindex(members).fillna(0).to_numpy(np.int64)
     has_S = users_S > 0
     v_S = np.where(has_S, variance / np.maximum(users_S, 1), np.inf)
     if has_S.sum() < MIN_SEGMENTS or not variance > 0:
         mu = tau2 = np.nan
         weight_S, shrunk_S = has_S.astype(np.float64), gain_S
         error_S = np.sqrt(np.where(has_S, v_S, np.nan))
+        chance_S = _chance_above_zero(shrunk_S, error_S, freedom)
+        chance_S[differ_S < MIN_DIFFERING] = np.nan
     else:
         mu, mu_variance, tau2 = _prior(gain_S[has_S], v_S[has_S])
         weight_S = tau2 / (tau2 + v_S)
         shrunk_S = mu + weight_S * (np.where(has_S, gain_S, mu) - mu)
         # B v = (1 - B) tau^2, which is also known where v is infinite.
         error_S = np.sqrt((1 - weight_S) * tau2 + (1 - weight_S) ** 2 * mu_variance)
+        chance_S = _chance_above_zero(shrunk_S, error_S)
+        if differ_S.sum() < MIN_DIFFERING:
+            chance_S[:] = np.nan
     table = pd.DataFrame(
         {
             "segment": members,
@@ -314,18 +327,18 @@ def _posterior(gains: pd.Series, members: list[str]) -> tuple[pd.DataFrame, tupl
             "weight": weight_S,
             "shrunk_gain": shrunk_S,
             "shrunk_error": error_S,
-            "chance": _chance_above_zero(shrunk_S, error_S),
+            "chance": chance_S,
         }
     )
     return table, (mu, tau2**0.5)
 
 
-def _variance_of_a_user(gains: pd.Series, residuals: pd.Series) -> float:
-    """sigma^2; where no segment has two users, as if they were all of one."""
+def _variance_of_a_user(gains: pd.Series, residuals: pd.Series) -> tuple[float, int]:
+    """sigma^2 and its degrees of freedom; where no segment has two users, as if all were of one."""
     freedom = len(gains) - gains.index.get_level_values("segment").nunique()
     if freedom > 0:
-        return float((residuals**2).sum() / freedom)
-    return float(gains.var(ddof=1)) if len(gains) > 1 else float("nan")
+        return float((residuals**2).sum() / freedom), freedom
+    return (float(gains.var(ddof=1)) if len(gains) > 1 else float("nan")), len(gains) - 1
 
 
 def _prior(gain_K: NDArray[np.float64], v_K: NDArray[np.float64]) -> tuple[float, float, float]:
@@ -339,12 +352,13 @@ def _prior(gain_K: NDArray[np.float64], v_K: NDArray[np.float64]) -> tuple[float
 
 
 def _chance_above_zero(
-    gain_S: NDArray[np.float64], error_S: NDArray[np.float64]
+    gain_S: NDArray[np.float64], error_S: NDArray[np.float64], freedom: int | None = None
 ) -> NDArray[np.float64]:
-    """P(theta > 0); where it is known without error, 0 or 1."""
+    """P(theta > 0); where it is known without error, 0 or 1; with a freedom by Student's t."""
     # It takes most of a second to load.
-    from scipy.special import ndtr
+    from scipy.special import ndtr, stdtr
 
     sure_S = (gain_S > 0).astype(np.float64)
-    chance_S = ndtr(gain_S / np.where(error_S > 0, error_S, 1.0))
+    ratio_S = gain_S / np.where(error_S > 0, error_S, 1.0)
+    chance_S = ndtr(ratio_S) if freedom is None else stdtr(max(freedom, 1), ratio_S)
     return np.where(error_S == 0, sure_S, np.where(np.isnan(error_S), np.nan, chance_S))

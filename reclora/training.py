@@ -118,8 +118,8 @@ class Training:
         best_epoch: per segment, the epoch whose numbers the bank holds now; 0 is the untouched
             base, or what the bank held before.
         steps: optimizer steps taken.
-        quarantined: segment -> why. What had become of it was not finite; its numbers are zero now,
-            which changes nothing.
+        quarantined: segment -> why. What had become of it was not finite, or beyond `BEYOND`; its
+            numbers are zero now, which changes nothing, whatever an earlier epoch was worth.
         seconds: CPU time of the steps, without the judge's.
     """
 
@@ -160,8 +160,8 @@ def train(
     With a judge each segment keeps the epoch that it finds best, the untouched base among them; a
     segment that it cannot judge stays at the base, since nothing could show that it helps. Without
     a judge every segment trains all epochs. A segment without a delta of its own trains nothing.
-    Where the bank has a parent, read parent for base. A segment whose loss or numbers become NaN or
-    infinite is quarantined, and the others go on.
+    Where the bank has a parent, read parent for base. A segment whose loss becomes NaN or infinite,
+    or whose numbers do or go beyond `BEYOND`, is quarantined, and the others go on.
 
     Args:
         log: on the base's id maps, with the bank's segments in the bank's order.

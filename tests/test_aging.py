@@ -17,6 +17,7 @@ from reclora.pipelines.learning import Learned, adapt_log, learn
 from reclora.pipelines.plan import plan
 from reclora.pipelines.retrain import retrain
 from reclora.pipelines.run import RunSettings
+from reclora.pipelines.settings import SettingsError
 from reclora.pipelines.yardstick import Yardstick, yardstick_of
 from reclora.recency import DAY, faded
 from reclora.splits import Windows
@@ -170,6 +171,8 @@ def test_a_run_reports_how_its_adapters_age(night: Night, tmp_path: Path) -> Non
     says = outcome.folder.summary()["aging"]
     page = outcome.folder.report.read_text(encoding="utf-8")
     assert "How adapters age" in page and says.split(":")[0] in page
+    with pytest.raises(SettingsError, match="ages are of all segments"):
+        plan(settings, only=outcome.decisions.table["segment"].head(1).tolist())
 
 
 def test_without_ages_nothing_is_trained(night: Night) -> None:

@@ -92,7 +92,31 @@ def test_segments_of_a_size_lend_each_other_strength() -> None:
     # Nothing is known of what has no like.
     alone = of_sizes({}, GateConfig(), other="its parent")
     assert not alone.loc["other", "goes_live"]
-    assert alone.loc["other", "reason"] == "no user to judge by; nor have those of its size"
+    too_few = "too few of its size gain or lose to lend it strength"
+    assert alone.loc["other", "reason"] == f"no user to judge by; {too_few}"
+
+
+@pytest.mark.parametrize("segments", [1, 3, 5])
+@pytest.mark.parametrize("each", [[0.1], [0.1, 0.1], [0.10, 0.12]])
+def test_a_handful_in_all_is_not_enough(segments: int, each: list[float]) -> None:
+    """However much they agree: at least six users must gain or lose."""
+    gains = {f"small {n}": each + [0.0] * 9 for n in range(segments)}
+    found = of_sizes(gains, GateConfig())
+    lent = segments >= 4 and segments * len(each) >= 6
+    assert found["chance"].notna().all() == lent and found["goes_live"].all() == lent
+
+
+def test_a_user_is_one_of_however_many_seeds() -> None:
+    gains = {f"small {n}": noisy(0.01, 8, n) for n in range(6)}
+    once = results(gains)
+    many = pd.concat([once.assign(seed=seed) for seed in range(9)], ignore_index=True)
+    more_often = pd.concat([once, once[once["model"] == CANDIDATE].assign(seed=1)])
+    nobody = once.assign(user_id=once["user_id"] + "?", value=np.nan)
+    chances = [
+        decide(table, dict.fromkeys(gains, "own"), GateConfig())["chance"].tolist()
+        for table in (once, many, more_often, pd.concat([once, nobody]))
+    ]
+    assert all(each == pytest.approx(chances[0]) for each in chances[1:])
 
 
 def test_losers_among_winners_do_not_go_live() -> None:
@@ -169,8 +193,9 @@ def test_guards_veto() -> None:
 
 
 def test_nobody_at_all() -> None:
-    found = decide(results({}), {"a": "own"}, GateConfig())
-    assert found["goes_live"].tolist() == [False]
+    for nothing in (results({}), pd.DataFrame()):
+        found = decide(nothing, {"a": "own"}, GateConfig())
+        assert found["goes_live"].tolist() == [False] and found["chance"].isna().all()
 
 
 def test_results_of_two_metrics_are_refused() -> None:

@@ -112,6 +112,15 @@ def test_classes_equal_plain_loops(segments: list[tuple[int, int]]) -> None:
     assert found.tolist() == plain_classes(rows, users)
 
 
+def test_a_few_small_segments_join_the_next_size_and_large_ones_stay_alone() -> None:
+    rows = np.array([5, 50, 60, 500, 510, 520, 530, 5000, 5100])
+    users = np.array([40, 40, 40, 40, 40, 0, 40, 40, 40])
+    assert size_classes(rows, users).tolist() == [0, 1, 1, 2, 2, 2, 2, 3, 3]
+    # Three below a hundred are too few; with those below a thousand six have users.
+    assert size_classes(rows, users, 4).tolist() == [0] * 7 + [1] * 2
+    assert size_classes(rows[:3], users[:3], 4).tolist() == [0] * 3
+
+
 def test_every_power_of_ten_begins_a_class() -> None:
     rows = np.array([n for d in range(1, 13) for n in (10**d - 1, 10**d)])
     found = size_classes(rows, np.full(len(rows), MIN_USERS))

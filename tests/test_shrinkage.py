@@ -18,7 +18,14 @@ from reclora.bank import AdapterBank
 from reclora.configs import AdapterError, DeltaConfig
 from reclora.evaluation import EvaluationConfig, evaluate, hold_out
 from reclora.modules import adapt
-from reclora.shrinkage import MIN_SEGMENTS, scaled, shrink, shrinkage_of, toward_parents
+from reclora.shrinkage import (
+    MIN_DIFFERING,
+    MIN_SEGMENTS,
+    scaled,
+    shrink,
+    shrinkage_of,
+    toward_parents,
+)
 from reclora.store import AdapterStore
 from tests.small_worlds import KINDS, SIZES, configs_of, fill, make_bank, make_base, make_log
 
@@ -157,6 +164,7 @@ def test_the_estimate_equals_plain_loops(users: list[int], seed: int, differ: bo
         for name, values in known.items():
             assert found.at[name, "weight"] == 1
             assert found.at[name, "shrunk_gain"] == pytest.approx(statistics.fmean(values))
+            assert np.isnan(found.at[name, "chance"]) == (len(values) < MIN_DIFFERING)
         return
     means = {s: statistics.fmean(values) for s, values in known.items()}
     squares = sum((x - means[s]) ** 2 for s, values in known.items() for x in values)
@@ -181,6 +189,9 @@ def test_the_estimate_equals_plain_loops(users: list[int], seed: int, differ: bo
         assert row["weight"] == pytest.approx(b, abs=1e-9)
         assert row["shrunk_gain"] == pytest.approx(gain, abs=1e-9)
         assert row["shrunk_error"] == pytest.approx(error, rel=1e-6)
+        if total < MIN_DIFFERING:
+            assert np.isnan(row["chance"]) and row["c"] == 0
+            continue
         assert row["chance"] == pytest.approx(chance, abs=1e-6)
         assert row["c"] == (chance >= 0.9)
 
@@ -208,6 +219,16 @@ def test_the_estimate_is_nearer_to_the_truth_and_its_chance_is_calibrated() -> N
     assert served.sum() > 400 and (true_S[served] > 0).mean() > 0.78
     # Believing each segment's own users puts many below their parents.
     assert (true_S[table["gain"] > 0] > 0).mean() < 0.72
+
+
+def test_few_users_pass_no_oftener_than_they_should() -> None:
+    """Without any gain, and with nobody to lend: one in ten at a chance of .9."""
+    rng = np.random.default_rng(5)
+    for users in (6, 8, 20):
+        passed = sum(
+            of_gains({"a": rng.normal(0, 0.2, users).tolist()}).factors["a"] for _ in range(500)
+        )
+        assert 25 < passed < 75
 
 
 def test_a_handful_that_agrees_by_chance_is_not_believed() -> None:
