@@ -224,11 +224,11 @@ def test_the_estimate_is_nearer_to_the_truth_and_its_chance_is_calibrated() -> N
 def test_few_users_pass_no_oftener_than_they_should() -> None:
     """Without any gain, and with nobody to lend: one in ten at a chance of .9."""
     rng = np.random.default_rng(5)
-    for users in (6, 8, 20):
+    for users in (6, 20):
         passed = sum(
-            of_gains({"a": rng.normal(0, 0.2, users).tolist()}).factors["a"] for _ in range(500)
+            of_gains({"a": rng.normal(0, 0.2, users).tolist()}).factors["a"] for _ in range(150)
         )
-        assert 25 < passed < 75
+        assert 4 <= passed <= 28
 
 
 def test_a_handful_that_agrees_by_chance_is_not_believed() -> None:
