@@ -205,7 +205,7 @@ def discover(settings: RunSettings, numbers: Sequence[int] = NUMBERS) -> Discove
         folder.begin()
         found = _discover(settings, numbers, base, windows, folder.training)
         folder.forget()
-        # Who begins the same now waits for this lock in vain, and makes the folder anew.
+        # Who has just begun the same has been refused, or has written here already.
         with contextlib.suppress(OSError):
             folder.path.rmdir()
     return found

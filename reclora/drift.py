@@ -103,7 +103,7 @@ def lift_by_age(
         before = _parts(taken, {age: (always, last) for age, (_, last) in windows.items()})
     train(bank, parts, training, judge=judge, seed=seed, taken=before)
     headline = headline_of(judging)
-    _check_segments(headline, log)
+    headline.check_segments(log)
     frozen = base.scorer()
 
     def scorer_of(age: float) -> ScorerOf:
@@ -326,18 +326,10 @@ def _of_parts(
             f"{sorted(stopping)}"
         )
     for held_out in stopping.values():
-        _check_segments(held_out, log)
+        held_out.check_segments(log)
     parts = (
         replace(segment, name=part_name(segment.name, age))
         for age in ages
         for segment in stopping[age].segments
     )
     return replace(stopping[ages[0]], segments=tuple(parts))
-
-
-def _check_segments(held_out: HeldOut, log: Interactions) -> None:
-    missing = [s.name for s in held_out.segments if s.name not in set(log.segment_names)]
-    if missing:
-        raise ValueError(
-            f"segment {missing[0]!r} is held out but not in the log: hold out its segments alone"
-        )

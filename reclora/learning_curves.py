@@ -239,11 +239,7 @@ def curves_of(
 
 def _of_parts(held_out: HeldOut, log: Interactions, shares: Sequence[float]) -> HeldOut:
     """What the parts of each segment are held against: the users of the segment."""
-    missing = [s.name for s in held_out.segments if s.name not in set(log.segment_names)]
-    if missing:
-        raise ValueError(
-            f"segment {missing[0]!r} is held out but not in the log: hold out its segments alone"
-        )
+    held_out.check_segments(log)
     parts = (
         replace(segment, name=part_name(segment.name, share))
         for segment in held_out.segments

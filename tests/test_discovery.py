@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -147,35 +148,13 @@ def test_hostile_ids_make_inert_names() -> None:
     base, log, of_user = tastes(True, True)
     letters = [*HOSTILE, "a\nb", "\x1b[2J", "\u202egnp.exe", "x" * 500, "", "'\"`\\", "[red]"]
     ids = IdMap([*letters, *(f"i{number}" for number in range(ITEMS - len(letters)))])
-    hostile = Interactions.from_arrays(
-        users=log.users,
-        items=ids,
-        segment_names=log.segment_names,
-        segments=log.segment_rows,
-        user_rows=log.user_rows,
-        item_rows=log.item_rows,
-        timestamps=log.timestamps,
-    )
+    hostile = replace(log, items=ids)
     names = name_clusters(of_user, hostile, num_items=ITEMS)
     assert len({*names}) == TASTES
     assert all(name.isprintable() and name.startswith("taste ") for name in names)
     assert max(map(len, names)) < ITEMS * 30
     numbers = IdMap(np.arange(ITEMS) - 7)
-    assert "-7" in "".join(
-        name_clusters(
-            of_user,
-            Interactions.from_arrays(
-                users=log.users,
-                items=numbers,
-                segment_names=log.segment_names,
-                segments=log.segment_rows,
-                user_rows=log.user_rows,
-                item_rows=log.item_rows,
-                timestamps=log.timestamps,
-            ),
-            num_items=ITEMS,
-        )
-    )
+    assert "-7" in "".join(name_clusters(of_user, replace(log, items=numbers), num_items=ITEMS))
 
 
 def test_the_segment_of_most_of_a_users_rows() -> None:

@@ -103,6 +103,16 @@ class HeldOut:
         segments = (_take(s, chosen(s.user_rows_U), s.relevant) for s in self.segments)
         return replace(self, segments=tuple(segments))
 
+    def check_segments(self, log: Interactions) -> None:
+        """Refuse segments that a log does not have (ValueError)."""
+        known = set(log.segment_names)
+        missing = [segment.name for segment in self.segments if segment.name not in known]
+        if missing:
+            raise ValueError(
+                f"segment {missing[0]!r} is held out but not in the log: hold out its segments "
+                "alone"
+            )
+
     def only(self, part: Interactions) -> HeldOut:
         """The same with what is relevant by some rows of the held-out log alone: a slice of it.
 
