@@ -36,7 +36,6 @@ from .inputs import Inputs
 from .kept import Kept
 from .learning import Learned, adapt_log
 from .progress import step
-from .ranks import is_first
 from .run import RunSettings
 from .settings import SettingsError
 from .yardstick import BASE, candidates_of
@@ -123,8 +122,7 @@ def measure_drift(
     What is trained is kept in the run's folder, and what is ranked too.
 
     Returns:
-        None where no ages are asked for, where a training came to nothing, which is said, and on
-        all ranks but the first.
+        None where no ages are asked for, and where a training came to nothing, which is said.
 
     Raises:
         ValueError: a score is NaN.
@@ -132,7 +130,7 @@ def measure_drift(
     """
     if not settings.ages:
         return None
-    kept = Kept(inputs.folder.measuring, settings.workers, inputs.shards)
+    kept = Kept(inputs.folder.measuring, settings.workers, inputs.crew)
     held_out, frozen = yardstick.held_out, inputs.base.scorer()
     lists = kept.recommend(held_out, lambda _: frozen, "test", BASE, 0, "", model=BASE)[""]
     only = headline_of(held_out)
@@ -155,8 +153,6 @@ def measure_drift(
                 )[""]
             inputs.folder.event("aged", model=model, seed=seed)
             results.append(measure(only, lists, model=model, run="", seed=seed))
-    if not is_first():
-        return None
     try:
         return drift_of(pd.concat(results, ignore_index=True), rows_of)
     except ValueError as error:

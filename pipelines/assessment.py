@@ -46,7 +46,6 @@ from reclora.metrics import CONVENTIONS
 from reclora.ranking import PairScorer, Scorer
 
 from .kept import Kept, What
-from .ranks import is_first
 
 TABLES = RESULTS, LISTS, CATALOGUE, CONVENTIONS_OF, LABELS = (
     "results",
@@ -128,14 +127,12 @@ class Assessment:
             model=model,
             progress=progress,
         )
-        if is_first():
-            self._measure(model, seed, of, stages, scorer_of)
+        self._measure(model, seed, of, stages, scorer_of)
         return stages[""]
 
     def take(self, model: str, lists: Lists, of: str = "") -> None:
         """Measure lists that were not ranked here; for `of` and OSError see `rank`."""
-        if is_first():
-            self._measure(model, 0, of, {"": lists}, None)
+        self._measure(model, 0, of, {"": lists}, None)
 
     def _measure(
         self,

@@ -227,9 +227,11 @@ def retrain(
         else:
             print_plan(planned)
         return
-    outcome = run_retrain(loaded, names, resume)
     if not is_first():
-        return
+        from .orders import help_first
+
+        return help_first(loaded)
+    outcome = run_retrain(loaded, names, resume)
     if json:
         typer.echo(outcome_as_json(outcome))
     else:

@@ -25,7 +25,6 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from reclora.adapters import Adapter
@@ -45,8 +44,8 @@ from reclora.ranking import Scorer
 from reclora.training import Training, TrainingConfig
 
 from .held_out import hold_out_some
+from .orders import Crew, recommend
 from .progress import Step
-from .ranks import recommend
 from .run import (
     EACH_KIND,
     FULL_FINE_TUNE,
@@ -57,7 +56,7 @@ from .run import (
     Search,
     digest,
 )
-from .workshop import Workshop, digest_of
+from .workshop import Recipe, Workshop, digest_of
 
 
 @dataclass(frozen=True)
@@ -177,6 +176,8 @@ class Ground:
     """All that came before the validation window."""
     evaluation: EvaluationConfig
     workshop: Workshop = Workshop()
+    crew: Crew | None = None
+    """The ranks that train and rank, where there are many."""
     users: Literal["even", "odd"] = "even"
     """Validation users that count: those of even rows, who choose the epochs of what is published,
     or those of odd ones, who are asked at the gate; all of them, where there is nobody else."""
@@ -252,44 +253,21 @@ def train_contender(
     """Train one contender with one setting and seed; each segment keeps its best epoch."""
     if contender.is_pooled:
         ground = ground.pooled
-    parent = ground.parent if contender.has_parent else None
-    configs = contender.config
-
-    def bank_of(base: BaseModel, log: Interactions, codes: NDArray[np.int64]) -> AdapterBank:
-        own = configs if isinstance(configs, AdapterConfig) else [configs[code] for code in codes]
-        start = _fitting(ground.start, log.segment_names, own, parent)
-        return AdapterBank.for_log(base, log, own, seed, parent, start)
-
+    parent, configs = ground.parent if contender.has_parent else None, contender.config
+    each = configs if isinstance(configs, AdapterConfig) else dict(enumerate(configs))
+    recipe = Recipe(each, seed, parent, ground.start)
     # Whatever it is called: what is trained for one name is there for the other.
     nameless = asdict(replace(contender, model=""))
     what = [nameless, digest_of(parent), ground.users, sorted(ground.start)]
-    bank, training = ground.workshop.train(
-        what,
-        bank_of,
-        ground.base,
-        ground.log,
-        config,
-        partial(RankingJudge, ground.held_out),
-        seed,
-        ground.taken,
-    )
+    log, taken, held_out, workshop = ground.log, ground.taken, ground.held_out, ground.workshop
+    if ground.crew is not None:
+        # What the ranks have trained is then taken up as a run that goes on takes up its own.
+        name = workshop.name_of(what, config, seed)
+        ground.crew.train(workshop, name, recipe, log, taken, held_out, config)
+    judge_of = partial(RankingJudge, held_out)
+    bank, training = workshop.train(what, recipe, ground.base, log, config, judge_of, seed, taken)
     quarantined = sorted(training.quarantined)
     return Trained(contender, bank, training, digest(*what, vars(config), seed, quarantined))
-
-
-def _fitting(
-    start: Mapping[str, Adapter],
-    segments: Sequence[str],
-    configs: AdapterConfig | Sequence[AdapterConfig],
-    parent: Adapter | None,
-) -> dict[str, Adapter]:
-    """The adapters that segments of these configs and this parent can begin with."""
-    each = [configs] * len(segments) if isinstance(configs, AdapterConfig) else configs
-    return {
-        name: start[name]
-        for name, config in zip(segments, each, strict=True)
-        if name in start and start[name].config == config and start[name].parent is parent
-    }
 
 
 @dataclass(frozen=True)
@@ -412,7 +390,7 @@ def headline_values(comparing: Ground, trained: Trained) -> pd.DataFrame:
         trained.scorer_of(),
         model=model,
         workers=workshop.workers,
-        shards=workshop.shards,
+        crew=comparing.crew,
         kept=workshop.lists(comparing.users, model, trained.fingerprint),
     )
     return measure(only, lists[""], model=model, run="", seed=0)

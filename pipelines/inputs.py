@@ -7,22 +7,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from reclora.base import BaseModel
-from reclora.distributed import ShardedBase
 from reclora.interactions import LogSummary
 from reclora.splits import WINDOWS, Windows, warm
 from reclora.store import AdapterStore, BaseMismatch, Release, StoreError
 
 from .assessment import Yardstick
 from .live import Live
+from .orders import Crew
 from .prepare import check_same_ids, prepare, windows_of
 from .pretrain import check_earlier, pretrain
-from .ranks import check_same, in_turn, num_ranks
+from .ranks import num_ranks
 from .run import RunFolder, RunSettings
 from .settings import SettingsError
 from .yardstick import files_beside_the_log
@@ -51,8 +50,8 @@ class Inputs:
     """What a run begins with."""
 
     folder: RunFolder
-    shards: ShardedBase | None
-    """The base on many ranks, where there are many; `base` has no row of its tables then."""
+    crew: Crew | None
+    """The ranks that have the base, where there are many; `base` has no row of its tables then."""
     summary: LogSummary
     cut: Cut
     """Before identifiers that the base does not know were dropped."""
@@ -77,15 +76,15 @@ class Inputs:
             LogError, SettingsError, BaseError, StoreError, ValueError: what is wrong.
         """
         store = AdapterStore(settings.store_folder)
-        summary, base = in_turn(partial(_prepared, settings))
-        shards = None
+        summary = prepare(settings)
+        base = pretrain(settings, summary.inputs)
+        crew = None
         if num_ranks() > 1:
-            shards = ShardedBase.load(settings.base.saved or settings.base_folder)
-            base = shards.without_rows
+            crew = Crew(settings)
+            base = crew.open()
         check_store(settings, base)
         inputs = summary.inputs | files_beside_the_log(settings)
         folder, start, published = _folder_of(settings, base.fingerprint, inputs, store, only)
-        check_same("runs", f"{folder.id}, published as {published and published.number}")
         whole = windows_of(settings)
         check_earlier(settings, whole)
         # Identifiers that adapters brought are known from now on.
@@ -101,9 +100,7 @@ class Inputs:
         known, live_ones = set(whole.train.segment_names), start.segments if start else ()
         absent = () if only else tuple(name for name in live_ones if name not in known)
         cut = Cut.of(summary, whole)
-        if shards is not None:
-            shards = shards.grown(base.users, base.items)
-        return cls(folder, shards, summary, cut, base, windows, unknown, live, published, absent)
+        return cls(folder, crew, summary, cut, base, windows, unknown, live, published, absent)
 
     @property
     def rows_lost(self) -> dict[str, int]:
@@ -111,11 +108,6 @@ class Inputs:
         return {"rows read": self.summary.rows_read, "rows kept": self.summary.rows_kept} | {
             f"unknown to the base, {window} window": n for window, n in self.unknown.items() if n
         }
-
-
-def _prepared(settings: RunSettings) -> tuple[LogSummary, BaseModel]:
-    summary = prepare(settings)
-    return summary, pretrain(settings, summary.inputs)
 
 
 def _folder_of(

@@ -11,13 +11,12 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 
-from reclora.distributed import ShardedBase
 from reclora.evaluation import HeldOut, KeptLists, Lists, ScorerOf
 from reclora.evaluation.lists import Progress
 from reclora.files import make_folder, read_parquet, write_parquet
 from reclora.workers import run_tasks
 
-from . import ranks
+from .orders import Crew, recommend
 from .run import digest
 
 What = tuple[object, ...]
@@ -35,8 +34,8 @@ class Kept:
 
     folder: Path
     processes: int = 1
-    shards: ShardedBase | None = None
-    """The base on many ranks, where there are many; see `.ranks`."""
+    crew: Crew | None = None
+    """The ranks that rank, where there are many."""
 
     def recommend(
         self,
@@ -51,12 +50,12 @@ class Kept:
         Raises:
             ValueError, OSError: as `reclora.evaluation.recommend`.
         """
-        return ranks.recommend(
+        return recommend(
             held_out,
             scorer_of,
             model=model,
             workers=self.processes,
-            shards=self.shards,
+            crew=self.crew,
             kept=self.lists(*what),
             progress=progress,
         )

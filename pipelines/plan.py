@@ -21,7 +21,7 @@ from .contenders import SUBJECT, contenders, grid, num_folds, rungs_of
 from .inputs import Inputs
 from .learning import adapt_log
 from .ranks import num_ranks
-from .run import FROM_SCRATCH, RunFolder, RunSettings
+from .run import RunFolder, RunSettings
 from .settings import SettingsError
 from .space import check_space
 from .workshop import chunks_of
@@ -115,21 +115,6 @@ def check_writable(settings: RunSettings) -> None:
         AdapterStore(settings.store_folder).check_writable()
 
 
-def check_ranks(settings: RunSettings) -> None:
-    """Refuse on many ranks what takes the whole base in one process (SettingsError)."""
-    asked = {
-        'compared = ["from scratch"]': FROM_SCRATCH in settings.compared,
-        "labelled": bool(settings.labelled),
-        "evaluation.retrieve": bool(settings.evaluation.retrieve),
-    }
-    whole = [name for name, is_asked in asked.items() if is_asked]
-    if num_ranks() > 1 and whole:
-        raise SettingsError(
-            f"{' and '.join(whole)}: that needs the whole base in one process, and here are "
-            f"{num_ranks()} ranks, each with a part of it: leave it out, or start one process"
-        )
-
-
 def check_adapter(settings: RunSettings, base: BaseModel, log: Interactions) -> None:
     """Train on nothing: a config that does not fit is refused before hours of training, not after.
 
@@ -147,7 +132,8 @@ def check_adapter(settings: RunSettings, base: BaseModel, log: Interactions) -> 
 
 def bytes_needed(settings: RunSettings, windows: Windows) -> int:
     """What a run writes at the most, about: numbers, the best of them and the optimizer's, of one
-    model at a time; the pack; and of every model and seed its lists and what was measured of them.
+    model at a time; the pack; of every model and seed its lists and what was measured of them; and
+    what the first of many ranks sends the others.
     """
     width = (
         settings.adapter.rank + 1
@@ -158,4 +144,9 @@ def bytes_needed(settings: RunSettings, windows: Windows) -> int:
     models = (len(contenders(settings)) + aged) * len(settings.seeds) + 4
     lists = (len(windows.validation) + len(windows.test)) * max(settings.evaluation.ks) * 4
     rows = len(windows.train) + (len(windows.pretrain) if settings.history == "all" else 0)
-    return (2 + aged) * rows * width * 4 * 4 + models * 3 * lists + 2**26
+    sent = 0
+    if num_ranks() > 1:
+        # To the ranks: rows, by segment and as one; what users had before; every model's adapters.
+        before = len(windows.before_test)
+        sent = 2 * 32 * (rows + before) + 5 * 8 * before + models * rows * width * 4
+    return (2 + aged) * rows * width * 4 * 4 + models * 3 * lists + sent + 2**26

@@ -18,7 +18,6 @@ from reclora.interactions.layout import ITEM_IDS, USER_IDS
 from reclora.splits import WINDOWS, Windows, split, together
 
 from .progress import step
-from .ranks import is_first
 from .run import RunSettings, files_of, window_file
 
 
@@ -51,15 +50,12 @@ def prepare(settings: RunSettings) -> LogSummary:
                     progress=progress,
                 )
             )
-        if is_first():
-            print(f"{name}: {describe(summaries[-1])}", file=sys.stderr)
+        print(f"{name}: {describe(summaries[-1])}", file=sys.stderr)
         if summaries[-1].rows_kept == 0:
             raise LogError(f"no row of {name} is left: {describe(summaries[-1])}")
     summary = summaries[0] if len(summaries) == 1 else _together(summaries, parts)
-    if (
-        is_first()
-        and settings.log.contract.min_label is None
-        and any(_has_negatives(folder / "log.parquet") for _, folder in parts.values())
+    if settings.log.contract.min_label is None and any(
+        _has_negatives(folder / "log.parquet") for _, folder in parts.values()
     ):
         print(
             "the log has labels of 0 or less, and they count as interactions like all others; set "

@@ -20,8 +20,6 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from .ranks import is_first
-
 Step = Callable[[int, int], None]
 """Told (done, total)."""
 EVERY_SECONDS: Final = 10.0
@@ -31,9 +29,6 @@ EVERY_SECONDS: Final = 10.0
 @contextmanager
 def step(title: str) -> Iterator[Step]:
     """Show one long step while the block runs; the block is given the function to tell."""
-    if not is_first():
-        yield lambda done, total: None
-        return
     console = Console(stderr=True)
     # A bar is drawn with codes that a dumb terminal, or a person with NO_COLOR, does not want.
     if not console.is_terminal or console.is_dumb_terminal:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,9 +35,10 @@ from .inputs import Inputs, data_quality
 from .kept import Kept
 from .learning import Learned, learn
 from .live import KNOWN_UNTIL
-from .plan import bytes_needed, check_adapter, check_ranks, check_writable, is_done
+from .orders import check_ranks
+from .plan import bytes_needed, check_adapter, check_writable, is_done
 from .progress import step
-from .ranks import in_turn, is_first, is_restarted, num_ranks, together
+from .ranks import is_restarted, num_ranks, together
 from .reporting import CURRENT, RELEASED, compared, write_run_report
 from .run import FROM_SCRATCH, RunFolder, RunSettings, digest
 from .scratch import SCRATCH, from_scratch
@@ -69,6 +69,8 @@ def retrain(settings: RunSettings, only: Sequence[str] = (), resume: bool = True
         only: segments to train; the others stay as they are. Empty: all.
         resume: False throws away what an interrupted run has left.
 
+    Under torchrun the first rank calls it, the others `help_first` (see `.orders`).
+
     Raises:
         LogError, SettingsError, BaseError, TrainingError, StoreError, ValueError: what is wrong
             with input or settings. What test cannot measure is found before anything is published;
@@ -82,36 +84,31 @@ def retrain(settings: RunSettings, only: Sequence[str] = (), resume: bool = True
     # What ranks that were lost have left is gone on from, whatever the command says.
     resume = resume or is_restarted()
     check_ranks(settings)
-    with together(settings.deadline_minutes), _first_alone(settings.folder):
+    with together(settings.deadline_minutes), alone_in(settings.folder):
         check_writable(settings)
         inputs = Inputs.read(settings, only)
-        folder = inputs.folder
-        if in_turn(lambda: is_done(settings, folder)):
-            if is_first():
-                folder.tidy()
+        folder, crew = inputs.folder, inputs.crew
+        if is_done(settings, folder):
+            if crew is not None:
+                crew.leave()
+            folder.tidy()
             summary = folder.summary()
             decisions = Decisions(read_parquet(folder.decisions).to_pandas())
             number, store = summary["release"], settings.store_folder
             return Outcome(folder, store, number, decisions, True, settings.gate.canary)
         check_adapter(settings, inputs.base, inputs.windows.train)
         check_ages(settings, inputs, only)
-        if is_first():
-            held = folder.bytes_held if resume else 0
-            check_space(settings.runs, bytes_needed(settings, inputs.windows) - held)
+        held = folder.bytes_held if resume else 0
+        check_space(settings.runs, bytes_needed(settings, inputs.windows) - held)
         # What test cannot measure is refused before anything is published.
         yardstick = yardstick_of(settings, inputs.base, inputs.windows, folder.id)
-        with writing_alone(folder.path) if is_first() else nullcontext():
-            if is_first():
-                if not resume:
-                    folder.forget()
-                folder.begin()
-            in_turn(lambda: None)
+        with writing_alone(folder.path):
+            if not resume:
+                folder.forget()
+            folder.begin()
+            if crew is not None:
+                crew.grow(inputs.base, folder.training)
             return _finish(settings, inputs, yardstick)
-
-
-def _first_alone(folder: Path) -> AbstractContextManager[None]:
-    """Of the ranks of one run the first one keeps other runs out."""
-    return alone_in(folder) if is_first() else nullcontext()
 
 
 def _finish(settings: RunSettings, inputs: Inputs, yardstick: Yardstick) -> Outcome:
@@ -127,11 +124,6 @@ def _finish(settings: RunSettings, inputs: Inputs, yardstick: Yardstick) -> Outc
         # What was decided is live: a segment whose worker had been killed then may have an adapter
         # now, and is not decided on again.
         decisions = _decided_before(settings, release)
-    if not is_first():
-        # The others help to rank; the first one publishes, measures and writes.
-        measure(settings, inputs, learned, decisions, yardstick)
-        measure_drift(settings, inputs, learned, yardstick)
-        return Outcome(folder, settings.store_folder, None, decisions, False, settings.gate.canary)
     if release is None:
         folder.event("decided", **decisions.counts)
         release, decisions = publish(settings, inputs, learned, decisions)
@@ -142,6 +134,8 @@ def _finish(settings: RunSettings, inputs: Inputs, yardstick: Yardstick) -> Outc
     write_table(folder.decisions, decisions.table)
     assessment.write_results(folder.results)
     drift = measure_drift(settings, inputs, learned, yardstick)
+    if inputs.crew is not None:
+        inputs.crew.leave()
     with step("comparing") as progress:
         tables = compared(assessment, folder)
         progress(1, 1)
@@ -343,7 +337,7 @@ def _same(scorer: Scorer) -> ScorerOf:
 
 
 def _kept(settings: RunSettings, inputs: Inputs) -> Kept:
-    return Kept(inputs.folder.measuring, settings.workers, inputs.shards)
+    return Kept(inputs.folder.measuring, settings.workers, inputs.crew)
 
 
 def _track(

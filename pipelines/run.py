@@ -29,7 +29,6 @@ from reclora.training import TrainingConfig
 
 from .base_settings import BaseSettings
 from .figures import FIGURES
-from .ranks import is_first
 from .settings import resolved
 
 
@@ -164,8 +163,8 @@ class RunSettings:
     window, taken and not taken, that the models' scores are held against."""
     deadline_minutes: float = 60.0
     """Under torchrun: how long a rank waits for another before it takes it for hung, and all are
-    ended; longer than a chunk of segments takes to train, and than the first rank takes to prepare
-    the log and to pretrain."""
+    ended; longer than a chunk of segments takes to train, and than the first rank takes for what it
+    does alone: to prepare the log and to pretrain, or to measure a model."""
     threads: int = 1
     """Threads of torch. Steps are small and gain little by more; results may change their last
     digits with it."""
@@ -411,11 +410,7 @@ class RunFolder:
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 
     def event(self, what: str, **facts: object) -> None:
-        """Append one line to `events.jsonl`: what happened, and seconds since the beginning. Of
-        many ranks the first one does.
-        """
-        if not is_first():
-            return
+        """Append one line to `events.jsonl`: what happened, and seconds since the beginning."""
         line = {"event": what, "seconds": round(time.monotonic() - self._began, 3), **facts}
         with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, default=str) + "\n")

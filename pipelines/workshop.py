@@ -6,12 +6,10 @@ was broken, they end with the same bytes. A chunk that is done is not trained ag
 
 from __future__ import annotations
 
-import contextlib
 import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -25,14 +23,8 @@ from reclora.adapters import Adapter
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
 from reclora.checkpoints import Checkpoint
-from reclora.distributed import (
-    DistributedError,
-    Rounds,
-    ShardedBase,
-    recommend_here,
-    rows_of_training,
-)
-from reclora.distributed.division import balanced
+from reclora.configs import AdapterConfig
+from reclora.distributed import DistributedError
 from reclora.early_stopping import Judge
 from reclora.evaluation import HeldOut, KeptLists, Lists, Ranking, ScorerOf, recommend
 from reclora.interactions import Interactions
@@ -45,6 +37,43 @@ BankOf = Callable[[BaseModel, Interactions, NDArray[np.int64]], AdapterBank]
 """(the base or a part of it, the log of some segments, their codes) -> a bank for them."""
 
 JudgeOf = Callable[[Ranking], Judge]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What adapters begin as; called as `BankOf`, it makes the bank of some segments of a log."""
+
+    configs: AdapterConfig | Mapping[int, AdapterConfig]
+    """Of all segments, or of each by its code."""
+    seed: int
+    parent: Adapter | None = None
+    """What all of them stand on."""
+    start: Mapping[str, Adapter] = field(default_factory=dict)
+    """Segment -> the adapter that it begins with, where that is of its config and of the parent."""
+
+    def __call__(self, base: BaseModel, log: Interactions, codes: NDArray[np.int64]) -> AdapterBank:
+        configs = self.configs_of(codes.tolist())
+        start = self.start_of(log.segment_names, configs)
+        own = self.configs if isinstance(self.configs, AdapterConfig) else configs
+        return AdapterBank.for_log(base, log, own, self.seed, self.parent, start)
+
+    def configs_of(self, codes: Sequence[int]) -> list[AdapterConfig]:
+        """The config of each of some segments."""
+        if isinstance(self.configs, AdapterConfig):
+            return [self.configs] * len(codes)
+        return [self.configs[code] for code in codes]
+
+    def start_of(
+        self, segments: Sequence[str], configs: Sequence[AdapterConfig]
+    ) -> dict[str, Adapter]:
+        """The adapters that segments of these configs begin with."""
+        return {
+            name: adapter
+            for name, config in zip(segments, configs, strict=True)
+            if (adapter := self.start.get(name)) is not None
+            and adapter.config == config
+            and adapter.parent is self.parent
+        }
 
 
 def unwatched(judge: Judge) -> Judge:
@@ -61,10 +90,12 @@ class Workshop:
     chunk_rows: int = 200_000
     """Rows of the log in a chunk, at most, but one segment at least."""
     workers: int = 1
-    shards: ShardedBase | None = None
-    """The base on many ranks, where there are many: then each trains its own chunks."""
     watch: Callable[[Judge], Judge] = unwatched
     """What stands in for the judge of a training: whoever wants to know what it says."""
+
+    def name_of(self, what: object, config: TrainingConfig, seed: int) -> str:
+        """What the checkpoints of a training are called; arguments as `train`."""
+        return digest(what, vars(config), seed)
 
     def lists(self, *what: object) -> KeptLists | None:
         """Where the lists of what was trained are kept; None keeps nothing."""
@@ -84,21 +115,17 @@ class Workshop:
         """Train a bank for the segments of a log.
 
         Args:
-            base: of many ranks, the base without a row of its tables.
-            judge_of: who ranks -> the judge.
-            taken: as `train` has it; it follows from the run's log, as `log` does.
             what: whose training it is, JSON-able: everything that decides its numbers beside `log`,
                 `config` and `seed`.
+            base: of many ranks, who have trained all chunks, the base without a row of its tables.
+            judge_of: who ranks -> the judge.
+            taken: as `train` has it; it follows from the run's log, as `log` does.
 
         Raises:
             TrainingError: every segment that trained is quarantined.
             OSError: a checkpoint cannot be written.
-            DistributedError: ranks do not see each other's checkpoints.
         """
-        name = digest(what, vars(config), seed)
-        chunks = chunks_of(log, self.chunk_rows)
-        if self.shards is not None:
-            self._train_own(name, chunks, bank_of, log, config, judge_of, seed, taken)
+        name, chunks = self.name_of(what, config, seed), self.chunks_of(log)
         # Chunks share the processes among them; a chunk that is alone has all of them.
         processes = self.workers if len(chunks) == 1 else 1
 
@@ -107,13 +134,13 @@ class Workshop:
 
         judge = self.watch(judge_of(here))
         if len(chunks) == 1:
-            return self._fitting(name, chunks[0], bank_of, base, log, config, judge, seed, taken)
+            return self.fit(name, chunks[0], bank_of, base, log, config, judge, seed, taken)
 
         def trained(codes: tuple[int, ...]) -> tuple[AdapterBank | None, Training]:
             try:
                 before = None if taken is None else taken.part(codes)
                 part = log.part(codes)
-                return self._fitting(name, codes, bank_of, base, part, config, judge, seed, before)
+                return self.fit(name, codes, bank_of, base, part, config, judge, seed, before)
             except TrainingError as error:
                 # All of it is quarantined, and fresh numbers change nothing: there is none to take.
                 return None, error.training
@@ -137,48 +164,29 @@ class Workshop:
             raise TrainingError(f"no segment is left to train: {name!r}: {why}", training)
         return bank, training
 
-    def _train_own(
-        self,
-        name: str,
-        chunks: Sequence[tuple[int, ...]],
-        bank_of: BankOf,
-        log: Interactions,
-        config: TrainingConfig,
-        judge_of: JudgeOf,
-        seed: int,
-        taken: Interactions | None,
-    ) -> None:
-        """Train this rank's chunks while the others train theirs; then all are on the disk, those
-        too of which nothing is left.
-        """
-        assert self.shards is not None
-        rounds = Rounds(self.shards)
-        judge = self.watch(judge_of(partial(recommend_here, rounds)))
-        sizes = np.diff(log.offsets)
-        rows = [int(sizes[list(codes)].sum()) for codes in chunks]
-        for at in balanced(rows, self.shards.num_ranks)[self.shards.rank]:
-            codes = chunks[at]
-            part = log if len(chunks) == 1 else log.part(codes)
-            kept = self._checkpoint(name, config.step_rows, codes, part)
-            found = None if kept is None else kept.load()
-            if found is not None and found[1]["is_done"]:
-                continue
-            before = taken if taken is None or len(chunks) == 1 else taken.part(codes)
-            base = rounds.part(*rows_of_training(part, None, config, seed))
-            # What has failed tells why where all are taken up.
-            with contextlib.suppress(TrainingError):
-                self._fitting(name, codes, bank_of, base, part, config, judge, seed, before)
-        rounds.stand_by()
-        missing = [
-            path for path in (self._path(name, codes) for codes in chunks) if not path.exists()
-        ]
+    def chunks_of(self, log: Interactions) -> list[tuple[int, ...]]:
+        """The segments' codes, chunk by chunk."""
+        return chunks_of(log, self.chunk_rows)
+
+    def has_trained(
+        self, name: str, config: TrainingConfig, codes: tuple[int, ...], part: Interactions
+    ) -> bool:
+        """Whether a chunk is done, and whole on the disk; arguments as `fit`."""
+        kept = self._checkpoint(name, config.step_rows, codes, part)
+        found = None if kept is None else kept.load()
+        return found is not None and bool(found[1]["is_done"])
+
+    def check_trained(self, name: str, chunks: Sequence[tuple[int, ...]]) -> None:
+        """Refuse to go on where another rank's checkpoints cannot be seen (DistributedError)."""
+        paths = (self._path(name, codes) for codes in chunks)
+        missing = [path for path in paths if not path.exists()]
         if missing:
             raise DistributedError(
                 f"{missing[0]}: what another rank has trained is not there: all ranks must see the "
                 "same `runs` folder"
             )
 
-    def _fitting(
+    def fit(
         self,
         name: str,
         codes: tuple[int, ...],
@@ -190,9 +198,17 @@ class Workshop:
         seed: int,
         taken: Interactions | None,
     ) -> tuple[AdapterBank, Training]:
-        """Train with as many rows in a step as there is memory for: results do not follow it.
+        """Train a chunk, with as many rows in a step as there is memory for: results do not follow
+        it.
+
+        Args:
+            name: of the whole training, see `name_of`.
+            codes: of the chunk's segments in the whole log.
+            base, part, taken: of the chunk, as in `train`.
 
         Raises:
+            TrainingError: every segment that trained is quarantined.
+            OSError: a checkpoint cannot be written.
             MemoryError: one segment's rows alone are too many; it says what was tried.
         """
         # What ran out of memory before goes on with the steps that it had room for.

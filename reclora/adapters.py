@@ -83,10 +83,15 @@ def id_tensors(side: str, ids: pa.Array) -> dict[str, Tensor]:
 
 
 def new_ids(adapter: Adapter, side: str, known: IdMap) -> pa.Array:
+    return ids_of_tensors(adapter.tensors, side, known)
+
+
+def ids_of_tensors(tensors: Mapping[str, Tensor], side: str, known: IdMap) -> pa.Array:
+    """What `id_tensors` was given; of the type of an id map."""
     if pa.types.is_integer(known.ids.type):
-        return pa.array(adapter.tensors[f"{side}.new_ids"].numpy(), known.ids.type)
-    data = adapter.tensors[f"{side}.new_id_bytes"].numpy().tobytes()
-    ends = adapter.tensors[f"{side}.new_id_lengths"].cumsum(0).tolist()
+        return pa.array(tensors[f"{side}.new_ids"].numpy(), known.ids.type)
+    data = tensors[f"{side}.new_id_bytes"].numpy().tobytes()
+    ends = tensors[f"{side}.new_id_lengths"].cumsum(0).tolist()
     texts = [data[i:j].decode() for i, j in zip([0, *ends], ends, strict=False)]
     return pa.array(texts, known.ids.type)
 

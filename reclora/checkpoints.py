@@ -67,7 +67,7 @@ class Checkpoint:
         make_folder(self.path.parent)
         whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
         text = json.dumps(facts, allow_nan=False)
-        about = {"of": self.of, "facts": text, "sha256": _digest(whole, text)}
+        about = {"of": self.of, "facts": text, "sha256": digest_of(whole, text)}
         with atomic_write(self.path) as temporary:
             try:
                 save_file(whole, temporary, metadata=about)
@@ -88,12 +88,13 @@ class Checkpoint:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError):
             return None
-        if about.get("sha256") != _digest(tensors, facts := about.get("facts", "")):
+        if about.get("sha256") != digest_of(tensors, facts := about.get("facts", "")):
             return None
         return tensors, dict(json.loads(facts))
 
 
-def _digest(tensors: Mapping[str, Tensor], facts: str) -> str:
+def digest_of(tensors: Mapping[str, Tensor], facts: str) -> str:
+    """The sha256, in hex, of named tensors and a text."""
     digest = hashlib.sha256(facts.encode())
     for name in sorted(tensors):
         tensor = tensors[name]

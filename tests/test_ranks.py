@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,10 +14,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from small_runs import finished, live, planted_log, same_tables, small_settings, write_toml
 
 from reclora.base import BaseModel
-from reclora.pipelines.ranks import in_turn, is_first, num_ranks, together
+from reclora.pipelines.ranks import is_first, num_ranks, together
 from reclora.pipelines.retrain import Outcome, retrain
 from reclora.pipelines.run import RunSettings, Search
 from reclora.splits import SplitConfig
@@ -63,10 +65,12 @@ def whole(tmp_path_factory: pytest.TempPathFactory, base: Path) -> tuple[RunSett
     return _whole(tmp_path_factory.getbasetemp() / "one-process", base)
 
 
-def command(ranks: int, toml: Path, *words: str, restarts: int = 0) -> list[str]:
+def command(
+    ranks: int, toml: Path, *words: str, restarts: int = 0, program: Path = RECLORA
+) -> list[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--no-python"]
     launcher += ["--nproc-per-node", str(ranks), "--max-restarts", str(restarts)]
-    return [*launcher, str(RECLORA), "retrain", str(toml), *words]
+    return [*launcher, str(program), "retrain", str(toml), *words]
 
 
 def environment() -> dict[str, str]:
@@ -75,9 +79,11 @@ def environment() -> dict[str, str]:
     return {**os.environ, **own, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 
 
-def started(ranks: int, toml: Path, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def started(
+    ranks: int, toml: Path, *words: str, cwd: Path, program: Path = RECLORA
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(ranks, toml, *words),
+        command(ranks, toml, *words, program=program),
         cwd=cwd,
         env=environment(),
         capture_output=True,
@@ -94,21 +100,51 @@ def check_same_run(settings: RunSettings, expected: Outcome) -> None:
     assert (folder / "report.html").exists() and not (folder / "training").exists()
 
 
-def test_two_ranks_make_the_run_of_one_process(
-    tmp_path: Path, base: Path, whole: tuple[RunSettings, Outcome]
-) -> None:
-    settings = on_ranks(tmp_path, base)
-    toml = write_toml(tmp_path / "run.toml", settings)
+TRACED = f"""#!/bin/sh
+if [ "$RANK" = 0 ] || ! strace -o /dev/null true; then exec {RECLORA} "$@"; fi
+exec strace -f -qq -e trace=open,openat -o opened.txt {RECLORA} "$@"
+"""
+"""Starts a rank; of the second one it is written down which files it opens."""
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, base: Path) -> RunSettings:
+    """The run of two ranks."""
+    folder = tmp_path_factory.mktemp("two-ranks")
+    settings = on_ranks(folder, base)
+    toml = write_toml(folder / "run.toml", settings)
     bytes_before = {path.name: path.read_bytes() for path in base.iterdir()}
-    done = started(2, toml, "--json", cwd=tmp_path)
+    program = folder / "traced.sh"
+    program.write_text(TRACED)
+    program.chmod(0o755)
+    done = started(2, toml, "--json", cwd=folder, program=program)
     assert done.returncode == 0, done.stderr[-3000:]
     # One rank speaks.
     told = json.loads(done.stdout)
     assert told["release"] == 1 and done.stderr.count("training: pooled adapter: done") == 1
-    check_same_run(settings, whole[1])
     assert {path.name: path.read_bytes() for path in base.iterdir()} == bytes_before
     BaseModel.load(base).verify()
-    assert events(settings) == events(whole[0])
+    return settings
+
+
+def test_two_ranks_make_the_run_of_one_process(
+    two: RunSettings, whole: tuple[RunSettings, Outcome]
+) -> None:
+    check_same_run(two, whole[1])
+    assert events(two) == events(whole[0])
+
+
+def test_one_rank_alone_reads_the_log(two: RunSettings) -> None:
+    """The other one opens what was sent to it, its checkpoints and its lists."""
+    traced = two.folder.parent / "opened.txt"
+    if not traced.exists():
+        pytest.skip("strace cannot trace here, to see which files a rank opens")
+    opened = set(re.findall(r'"([^"]+)"', traced.read_text()))
+    inside = {path for path in opened if Path(path).is_relative_to(two.folder.parent)}
+    assert not {
+        path for path in inside if "log" in Path(path).parts or path.endswith("log.parquet")
+    }
+    assert any("/training/sent/" in path for path in inside)
 
 
 def events(settings: RunSettings) -> list[str]:
@@ -169,7 +205,7 @@ def test_one_process_is_alone_and_first(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert num_ranks() == 1 and is_first()
     with together(deadline_minutes=1):
-        assert in_turn(lambda: "made") == "made"
+        assert not dist.is_initialized()
 
 
 def ranks_below(launcher: int) -> list[int]:

@@ -7,6 +7,7 @@ by a run that goes on after a kill.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -20,7 +21,7 @@ from reclora.distributed.rounds import Rounds
 from reclora.distributed.shards import ShardedBase
 from reclora.evaluation import HeldOut, HeldOutSegment, KeptLists, Lists, ScorerOf
 from reclora.evaluation.lists import pieces_of
-from reclora.evaluation.pieces import tasks_of
+from reclora.evaluation.pieces import Span, tasks_of
 from reclora.ranking import rank
 from reclora.scoring import RemoteScorer
 
@@ -66,28 +67,65 @@ def recommend_sharded(
             f"retrieve is {held_out.config.retrieve}, but ranks rank exactly, in one stage: "
             "evaluate with retrieve = 0"
         )
-    k, pieces = max(held_out.config.ks), pieces_of(held_out)
-    sizes = [piece.num_users for piece in pieces]
-    tasks = tasks_of(sizes)
-    users = [sum(sizes[at] for at in task) for task in tasks]
-    owned = balanced(users, base.num_ranks)[base.rank]
-    missing = [tasks[at] for at in owned if kept.read(tasks[at], users[at], k) is None]
+    k, shares = max(held_out.config.ks), Shares.of(held_out, base.num_ranks)
+    missing = shares.missing(base.rank, kept, k)
     rounds = Rounds(base)
-    wanted = [pieces[at] for task in missing for at in task]
-    made = iter(_ranked(rounds, wanted, scorer_of, k))
+    made = iter(_ranked(rounds, shares.pieces_of(missing), scorer_of, k))
     for task in missing:
         kept.write(task, torch.cat([next(made) for _ in task]))
     rounds.stand_by()
-    found: list[Tensor] = []
-    for task, num_users in zip(tasks, users, strict=True):
-        rows_UK = kept.read(task, num_users, k)
-        if rows_UK is None:
-            raise DistributedError(
-                f"{kept.folder}: the lists that another rank has ranked are not there: all ranks "
-                "must see the same folders"
-            )
-        found += rows_UK.split([sizes[piece] for piece in task])
-    return Lists.of_pieces(pieces, found)
+    return shares.lists(kept, k)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The users of a held-out log, in the pieces that `recommend` ranks one after the other, and
+    which rank ranks which.
+    """
+
+    pieces: list[HeldOutSegment]
+    of_ranks: list[list[Span]]
+    """Of each rank, the pieces that are kept in one file each."""
+
+    @classmethod
+    def of(cls, held_out: HeldOut, num_ranks: int) -> Shares:
+        """About as many users for each of so many ranks."""
+        pieces = pieces_of(held_out)
+        sizes = [piece.num_users for piece in pieces]
+        tasks = tasks_of(sizes)
+        users = [sum(sizes[at] for at in task) for task in tasks]
+        owned = balanced(users, num_ranks)
+        return cls(pieces, [[tasks[at] for at in own] for own in owned])
+
+    def pieces_of(self, tasks: Sequence[Span]) -> list[HeldOutSegment]:
+        """The pieces of some tasks, one after the other."""
+        return [self.pieces[at] for task in tasks for at in task]
+
+    def missing(self, rank: int, kept: KeptLists, k: int) -> list[Span]:
+        """The tasks of a rank whose lists, of length k, are not kept yet."""
+        return [task for task in self.of_ranks[rank] if self._kept(task, kept, k) is None]
+
+    def lists(self, kept: KeptLists, k: int) -> Lists:
+        """All lists, as the ranks have kept them.
+
+        Raises:
+            DistributedError: some are not there.
+        """
+        found: list[Tensor] = [torch.empty(0)] * len(self.pieces)
+        for task in (task for tasks in self.of_ranks for task in tasks):
+            rows_UK = self._kept(task, kept, k)
+            if rows_UK is None:
+                raise DistributedError(
+                    f"{kept.folder}: the lists that another rank has ranked are not there: all "
+                    "ranks must see the same folders"
+                )
+            sizes = [self.pieces[at].num_users for at in task]
+            for at, rows in zip(task, rows_UK.split(sizes), strict=True):
+                found[at] = rows
+        return Lists.of_pieces(self.pieces, found)
+
+    def _kept(self, task: Span, kept: KeptLists, k: int) -> Tensor | None:
+        return kept.read(task, sum(piece.num_users for piece in self.pieces_of([task])), k)
 
 
 def _ranked(

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
@@ -212,19 +213,26 @@ def check_same(what: str, name: str, group: dist.ProcessGroup | None = None) -> 
     Raises:
         DistributedError: on every rank; with the names of its own thing and of rank 0's.
     """
-    own = name.encode()
-    length = torch.tensor([len(own)])
-    dist.broadcast(length, group=group, group_src=0)
-    first = torch.zeros(int(length), dtype=torch.uint8)
-    first[: len(own)] = torch.tensor(list(own[: int(length)]), dtype=torch.uint8)
-    dist.broadcast(first, group=group, group_src=0)
-    differs = torch.tensor(int(bytes(first.tolist()) != own))
+    first = said_by_first(name, group)
+    differs = torch.tensor(int(first != name))
     dist.all_reduce(differs, dist.ReduceOp.MAX, group=group)
     if int(differs):
         raise DistributedError(
-            f"the ranks have different {what}: this one has {name}, rank 0 "
-            f"{bytes(first.tolist()).decode()}: give all of them one"
+            f"the ranks have different {what}: this one has {name}, rank 0 {first}: give all of "
+            "them one"
         )
+
+
+def said_by_first(text: str, group: dist.ProcessGroup | None = None) -> str:
+    """The text of rank 0, on every rank; collective. What the others bring counts for nothing."""
+    own = np.frombuffer(text.encode(), np.uint8)
+    length = torch.tensor([len(own)])
+    dist.broadcast(length, group=group, group_src=0)
+    first = torch.zeros(int(length), dtype=torch.uint8)
+    if dist.get_rank(group) == 0:
+        first.numpy()[:] = own
+    dist.broadcast(first, group=group, group_src=0)
+    return first.numpy().tobytes().decode()
 
 
 def _sharded(sizes: TableSizes, sharding: Sharding, group: dist.ProcessGroup) -> torch.nn.Module:
