@@ -20,6 +20,8 @@ say to each other can run code.
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
@@ -34,16 +36,16 @@ from reclora.base import BaseModel
 from reclora.configs import config_from_json, config_to_json
 from reclora.distributed import (
     DistributedError,
-    Parcels,
     Request,
     Rounds,
     ShardedBase,
-    Shares,
     recommend_here,
     rows_of_training,
-    said_by_first,
 )
 from reclora.distributed.division import balanced
+from reclora.distributed.parcels import Address, Parcels
+from reclora.distributed.recommending import Shares
+from reclora.distributed.shards import check_same, said_by_first
 from reclora.evaluation import HeldOut, KeptLists, Lists, RankingJudge, ScorerOf
 from reclora.evaluation import recommend as recommend_alone
 from reclora.evaluation.lists import Progress
@@ -53,7 +55,7 @@ from reclora.scoring import RemoteScorer
 from reclora.training import TrainingConfig, TrainingError
 
 from .ranks import num_ranks, together
-from .run import FROM_SCRATCH, RunSettings
+from .run import FROM_SCRATCH, RunSettings, git_commit, versions
 from .settings import SettingsError
 from .workshop import Recipe, Workshop
 
@@ -97,14 +99,13 @@ class Crew:
 
     def __init__(self, settings: RunSettings) -> None:
         self._folder = settings.base.saved or settings.base_folder
+        self._threads = settings.threads
         self._shards: ShardedBase | None = None
+        self._sent: dict[Path, Parcels] = {}
 
     def heard(self) -> bool:
         """Wait for an order, and carry it out; whether another one will come."""
-        try:
-            order: Order = json.loads(said_by_first(""))
-        except RuntimeError as error:
-            raise DistributedError(f"the first rank has ended, or says nothing: {error}") from error
+        order = _told()
         self._carry_out(order)
         return bool(order["do"] != "leave")
 
@@ -112,19 +113,21 @@ class Crew:
 
     def open(self) -> BaseModel:
         """The base, its tables on all ranks: none of their rows is here."""
-        self._tell({"do": "open"})
+        self._order({"do": "open", "threads": self._threads})
         return self.shards.without_rows
 
     def grow(self, base: BaseModel, folder: Path) -> None:
         """Let all ranks know the identifiers by which the base has grown.
 
         Args:
-            folder: of the run.
+            folder: of the run, or in it.
         """
         own = self.shards.without_rows
         if (base.users, base.items) != (own.users, own.items):
-            name = Parcels(folder / SENT).put_ids(base)
-            self._tell({"do": "grow", "folder": str(folder), "ids": name})
+            ids = self._parcels(folder).put_ids(base)
+            _told({"do": "grow", "folder": str(folder), "ids": ids})
+            # Not from the parcel: here they are.
+            self._shards = self.shards.grown(base.users, base.items)
 
     def train(
         self,
@@ -143,29 +146,32 @@ class Crew:
             DistributedError: ranks do not see each other's checkpoints.
         """
         assert workshop.folder is not None, "ranks find each other's work in the run's folder"
-        parcels = Parcels(workshop.folder / SENT)
+        parcels = self._parcels(workshop.folder)
         chunks = workshop.chunks_of(log)
         sizes = np.diff(log.offsets)
         held = {segment.name: segment for segment in held_out.segments}
 
-        def task(codes: tuple[int, ...]) -> Order:
+        def task(codes: tuple[int, ...], begun: Mapping[str, Address]) -> Order:
             part = log.part(codes)
             users = [held[segment] for segment in part.segment_names if segment in held]
-            start = {s: recipe.start[s] for s in part.segment_names if s in recipe.start}
-            before = None if taken is None else parcels.put_log(taken.part(codes))
             return {
                 "codes": codes,
                 "log": parcels.put_log(part),
-                "taken": before,
+                "taken": None if taken is None else parcels.put_log(taken.part(codes)),
                 "users": parcels.put_users(replace(held_out, segments=tuple(users))),
                 "configs": [config_to_json(config) for config in recipe.configs_of(codes)],
-                "start": parcels.put_adapters(list(start.values())),
+                "start": [begun[name] for name in part.segment_names if name in begun],
             }
+
+        def share(own: Sequence[int]) -> list[Order]:
+            names = [log.segment_names[code] for at in own for code in chunks[at]]
+            start = {name: recipe.start[name] for name in names if name in recipe.start}
+            begun = dict(zip(start, parcels.put_adapters([*start.values()]), strict=True))
+            return [task(chunks[at], begun) for at in own]
 
         rows = [int(sizes[list(codes)].sum()) for codes in chunks]
         shares = balanced(rows, self.shards.num_ranks)
-        below = [] if recipe.parent is None else parcels.put_adapters([recipe.parent])
-        self._tell(
+        self._order(
             {
                 "do": "train",
                 "folder": str(workshop.folder),
@@ -173,8 +179,8 @@ class Crew:
                 "name": name,
                 "config": asdict(config),
                 "seed": recipe.seed,
-                "parent": below,
-                "shares": [[task(chunks[at]) for at in own] for own in shares],
+                "parent": [] if recipe.parent is None else parcels.put_adapters([recipe.parent]),
+                "shares": [share(own) for own in shares],
             }
         )
         workshop.check_trained(name, chunks)
@@ -191,27 +197,25 @@ class Crew:
             DistributedError: ranks do not see each other's lists.
         """
         k, shares = max(held_out.config.ks), Shares.of(held_out, self.shards.num_ranks)
-        parcels = Parcels(kept.folder / SENT)
+        parcels, adapters = self._parcels(kept.folder), Parcels(kept.folder / SENT / kept.of)
         scorers = lru_cache(maxsize=1)(scorer_of)
 
         def share(rank: int) -> list[Order]:
             tasks = shares.missing(rank, kept, k)
-            pieces = shares.pieces_of(tasks)
-            adapters = [_adapter_of(scorers(piece.name)) for piece in pieces]
-            their = iter(parcels.put_adapters([each for each in adapters if each is not None]))
-            where = iter([None if each is None else next(their) for each in adapters])
+            asked = [_adapter_of(scorers(piece.name)) for piece in shares.pieces_of(tasks)]
+            their = iter(adapters.put_adapters([each for each in asked if each is not None]))
+            where = iter([None if each is None else next(their) for each in asked])
+            users = [replace(held_out, segments=tuple(shares.pieces_of([t]))) for t in tasks]
             return [
                 {
                     "task": task,
-                    "users": parcels.put_users(
-                        replace(held_out, segments=tuple(shares.pieces_of([task])))
-                    ),
+                    "users": parcels.put_users(its),
                     "adapters": [next(where) for _ in task],
                 }
-                for task in tasks
+                for task, its in zip(tasks, users, strict=True)
             ]
 
-        self._tell(
+        self._order(
             {
                 "do": "rank",
                 "folder": str(kept.folder),
@@ -220,11 +224,20 @@ class Crew:
                 "shares": [share(rank) for rank in range(self.shards.num_ranks)],
             }
         )
+        # As large as all that was trained, and needed once.
+        shutil.rmtree(kept.folder / SENT / kept.of, ignore_errors=True)
         return shares.lists(kept, k)
 
     def leave(self) -> None:
         """Let the others go: what is left to do the first rank does alone."""
-        self._tell({"do": "leave"})
+        _told({"do": "leave"})
+
+    def _parcels(self, folder: Path) -> Parcels:
+        """Those that this rank has put there, and knows to be whole."""
+        return self._sent.setdefault(folder, Parcels(folder / SENT))
+
+    def _order(self, order: Order) -> None:
+        self._carry_out(_told(order))
 
     # What every rank does.
 
@@ -233,12 +246,11 @@ class Crew:
         assert self._shards is not None, "the first order is to open the base"
         return self._shards
 
-    def _tell(self, order: Order) -> None:
-        self._carry_out(json.loads(said_by_first(json.dumps(order))))
-
     def _carry_out(self, order: Order) -> None:
         match order["do"]:
             case "open":
+                torch.set_num_threads(order["threads"])
+                check_same("versions", f"{versions()}, commit {git_commit()}")
                 self._shards = ShardedBase.load(self._folder)
             case "grow":
                 parcels = Parcels(Path(order["folder"]) / SENT)
@@ -263,7 +275,7 @@ class Crew:
             taken = task["taken"] and parcels.log(task["taken"], base.without_rows)
             held_out = parcels.users(task["users"], base.without_rows)
             configs = dict(zip(codes, map(config_from_json, task["configs"]), strict=True))
-            start = {address[2]: parcels.adapter(address) for address in task["start"]}
+            start = {a.segment: a for a in map(parcels.adapter, task["start"])}
             recipe = Recipe(configs, order["seed"], parent, start)
             part = rounds.part(*rows_of_training(log, None, config, recipe.seed))
             judge = RankingJudge(held_out, partial(recommend_here, rounds))
@@ -275,9 +287,10 @@ class Crew:
     def _rank(self, order: Order) -> None:
         kept = KeptLists(Path(order["folder"]), order["of"])
         parcels, rounds = Parcels(kept.folder / SENT), Rounds(self.shards)
+        adapters = Parcels(kept.folder / SENT / kept.of)
         tasks = order["shares"][self.shards.rank]
         requests = [
-            Request.of(piece, None if address is None else parcels.adapter(address))
+            Request.of(piece, None if address is None else adapters.adapter(address))
             for task in tasks
             for piece, address in zip(
                 parcels.users(task["users"], self.shards.without_rows).segments,
@@ -290,6 +303,20 @@ class Crew:
             lists = [next(made).item_rows_UK for _ in task["task"]]
             kept.write(tuple(task["task"]), torch.cat(lists))
         rounds.stand_by()
+
+
+def _told(order: Order | None = None) -> Order:
+    """The order of the first rank, on every rank.
+
+    Raises:
+        DistributedError: a rank has ended, or has not been heard of for as long as ranks wait.
+    """
+    try:
+        told: Order = json.loads(said_by_first("" if order is None else json.dumps(order)))
+    except RuntimeError as error:
+        who = "the first rank" if order is None else "another rank"
+        raise DistributedError(f"{who} has ended, or is not heard of: {error}") from error
+    return told
 
 
 def _adapter_of(scorer: Scorer) -> Adapter | None:

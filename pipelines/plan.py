@@ -146,7 +146,10 @@ def bytes_needed(settings: RunSettings, windows: Windows) -> int:
     rows = len(windows.train) + (len(windows.pretrain) if settings.history == "all" else 0)
     sent = 0
     if num_ranks() > 1:
-        # To the ranks: rows, by segment and as one; what users had before; every model's adapters.
-        before = len(windows.before_test)
-        sent = 2 * 32 * (rows + before) + 5 * 8 * before + models * rows * width * 4
+        # To the ranks: rows, by segment and as one; what users had before, and what may be ranked
+        # for them, of every part of them; the adapters of a model.
+        before, log = len(windows.before_test), windows.train
+        masks = 0 if settings.evaluation.candidates == "catalogue" else log.num_segments
+        sent = 2 * 32 * (rows + before) + 6 * (8 * before + masks * len(log.items) // 8)
+        sent += rows * width * 4
     return (2 + aged) * rows * width * 4 * 4 + models * 3 * lists + sent + 2**26

@@ -38,10 +38,11 @@ from .live import KNOWN_UNTIL
 from .orders import check_ranks
 from .plan import bytes_needed, check_adapter, check_writable, is_done
 from .progress import step
-from .ranks import is_restarted, num_ranks, together
+from .ranks import is_first, is_restarted, num_ranks, together
 from .reporting import CURRENT, RELEASED, compared, write_run_report
 from .run import FROM_SCRATCH, RunFolder, RunSettings, digest
 from .scratch import SCRATCH, from_scratch
+from .settings import SettingsError
 from .space import check_space
 from .yardstick import BASE, POPULARITY_RECENT, sliced, untrained, yardstick_of
 
@@ -79,6 +80,10 @@ def retrain(settings: RunSettings, only: Sequence[str] = (), resume: bool = True
         OSError: a file cannot be written, or there is not enough room.
         KeyboardInterrupt: it was told to stop; it can be resumed.
     """
+    if not is_first():
+        raise SettingsError(
+            "the first rank runs it, and this one helps: call reclora.pipelines.orders.help_first"
+        )
     if num_ranks() > 1:
         settings = replace(settings, workers=1)
     # What ranks that were lost have left is gone on from, whatever the command says.

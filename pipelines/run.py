@@ -164,7 +164,7 @@ class RunSettings:
     deadline_minutes: float = 60.0
     """Under torchrun: how long a rank waits for another before it takes it for hung, and all are
     ended; longer than a chunk of segments takes to train, and than the first rank takes for what it
-    does alone: to prepare the log and to pretrain, or to measure a model."""
+    does alone: to prepare the log and to pretrain, or to rank by popularity and measure it."""
     threads: int = 1
     """Threads of torch. Steps are small and gain little by more; results may change their last
     digits with it."""

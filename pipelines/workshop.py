@@ -54,8 +54,7 @@ class Recipe:
     def __call__(self, base: BaseModel, log: Interactions, codes: NDArray[np.int64]) -> AdapterBank:
         configs = self.configs_of(codes.tolist())
         start = self.start_of(log.segment_names, configs)
-        own = self.configs if isinstance(self.configs, AdapterConfig) else configs
-        return AdapterBank.for_log(base, log, own, self.seed, self.parent, start)
+        return AdapterBank.for_log(base, log, configs, self.seed, self.parent, start)
 
     def configs_of(self, codes: Sequence[int]) -> list[AdapterConfig]:
         """The config of each of some segments."""

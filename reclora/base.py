@@ -267,7 +267,7 @@ class BaseModel:
                 tables.append(Table(weight, mean, rows))
             users = IdMap.read(folder / "user_ids.parquet")
             items = IdMap.read(folder / "item_ids.parquet")
-            # Checking that ids are unique took hash tables far larger than the ids; give them back.
+            # Reading the ids left buffers larger than the ids; give them back.
             pa.default_memory_pool().release_unused()
         except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
             if isinstance(error, BaseError):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reclora.distributed.costs import (
-    CHECKED_ID,
+    OPENED_ID,
     Cluster,
     Memory,
     Night,
@@ -103,7 +103,7 @@ def test_memory_by_hand() -> None:
     found = memory(SMALL, placement)
     assert found == Memory(
         identifiers=140 * 8,
-        opening=CHECKED_ID * 100,
+        opening=math.ceil(OPENED_ID * 8 * 100),
         tables=sum(placement.bytes_of(0).values()),
         adapters=2 * (4 * (5 * 30 + 2 * 2 * 2 * 6) + 16 * 30),
         trains=4 * (30 * 6 + 40 * 7)
@@ -125,7 +125,9 @@ def test_memory_by_hand() -> None:
 
 def test_identifiers_are_opened_before_anything_else_is_there() -> None:
     found = memory(HUGE, place(HUGE.tables, 64, 1 << 40))
-    assert found.peak == found.identifiers + found.opening == 8 * 11 * 10**8 + CHECKED_ID * 10**9
+    assert found.peak == found.identifiers + found.opening == 8 * (11 * 10**8 + OPENED_ID * 10**9)
+    letters = memory(replace(HUGE, id_bytes=20.0), nothing_placed(64))
+    assert (letters.identifiers, letters.opening) == (20 * 11 * 10**8, OPENED_ID * 20 * 10**9)
 
 
 def test_seconds_are_those_of_the_slower() -> None:
@@ -235,20 +237,20 @@ def test_a_faster_cluster_is_no_slower(name: str, times: float) -> None:
 def test_a_plan_that_does_not_fit_says_what_and_what_to_change() -> None:
     plan(HUGE, HOSTS)
     with pytest.raises(
-        DistributedError, match=r"each of 2 ranks of a host has 256 GB, but opening"
+        DistributedError, match=r"each of 32 ranks of a host has 16 GB, but opening"
     ):
-        plan(HUGE, replace(HOSTS, ranks_per_host=2))
-    ids_known = replace(HUGE, tables=replace(HUGE.tables, users=10**8), listed=10**7)
+        plan(HUGE, replace(HOSTS, ranks_per_host=32))
+    smaller = replace(HUGE, tables=replace(HUGE.tables, users=10**8), listed=10**7)
     cluster = replace(HOSTS, memory=64 * GB)
-    plan(ids_known, cluster)
+    plan(smaller, cluster)
     with pytest.raises(DistributedError, match="most of it training a chunk.*smaller chunks"):
-        plan(replace(ids_known, chunk_rows=10**9), cluster)
+        plan(replace(smaller, chunk_rows=10**9), cluster)
     with pytest.raises(DistributedError, match="most of it users and their lists.*fewer users"):
-        plan(replace(ids_known, listed=10**8, k=1000), cluster)
+        plan(replace(smaller, listed=10**8, k=1000), cluster)
     with pytest.raises(DistributedError, match="most of it the adapters.*smaller rank"):
-        plan(replace(ids_known, segments=10**6), cluster)
+        plan(replace(smaller, segments=10**6), cluster)
     with pytest.raises(DistributedError, match="tables do not fit on 8 ranks, row_wise"):
-        plan(replace(ids_known, tables=replace(ids_known.tables, embedding_dim=1024)), cluster)
+        plan(replace(smaller, tables=replace(smaller.tables, embedding_dim=1024)), cluster)
 
 
 @pytest.mark.parametrize(

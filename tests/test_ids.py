@@ -1,7 +1,10 @@
 """Tests of reclora.interactions.ids: ids and rows translate both ways and never slip."""
 
 import struct
+import subprocess
+import sys
 import unicodedata
+from collections import Counter
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,13 +16,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reclora.interactions.ids import IdMap
+from reclora.interactions.ids import BLOCK, FEW, IdMap
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 UNIQUE_IDS = st.one_of(
     st.lists(TEXT, min_size=1, unique=True), st.lists(INT64, min_size=1, unique=True)
 )
+ORDERS = {
+    "ascending": lambda ids, key: sorted(ids, key=key),
+    "as they come": lambda ids, key: ids,
+    "grown": lambda ids, key: sorted(ids[::3], key=key) + sorted([*ids[1::3], *ids[2::3]], key=key),
+}
 NFC, NFD = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
 AWKWARD = [
     "",
@@ -79,6 +87,115 @@ def test_of_integers_is_distinct_and_sorted(ids: list[int]) -> None:
 def test_extended_keeps_old_rows_and_sorts_new_ones(old: list[int], new: list[int]) -> None:
     extended = IdMap(old).extended(new)
     assert extended.ids.to_pylist() == old + sorted(set(new) - set(old))
+
+
+def a_list_of_ids(data: st.DataObject, **bounds: Any) -> tuple[list[Any], st.SearchStrategy[Any]]:
+    """Ids of one kind in one of the orders that maps have, and what draws more of the kind."""
+    each, key = data.draw(st.sampled_from([(TEXT, str.encode), (INT64, int)]))
+    ids = data.draw(st.lists(each, min_size=1, **bounds))
+    return data.draw(st.sampled_from(list(ORDERS.values())))(ids, key), each
+
+
+@given(st.data(), st.integers(1, 4), st.sampled_from([1, FEW]))
+def test_rows_are_those_of_a_dict(data: st.DataObject, block: int, few: int) -> None:
+    ids, each = a_list_of_ids(data, unique=True)
+    asked = data.draw(st.lists(st.one_of(st.sampled_from(ids), each, st.none()), max_size=12))
+    row_of = {id: row for row, id in enumerate(ids)}
+    kind = pa.string() if isinstance(ids[0], str) else pa.int64()
+    array = pa.array(asked, kind)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("reclora.interactions.ids.BLOCK", block)
+        patched.setattr("reclora.interactions.ids.FEW", few)
+        mapped = IdMap(ids)
+        for form in (
+            array,
+            array.dictionary_encode(),
+            pa.chunked_array([array[:2], array[2:]]),
+            array[:1],
+        ):
+            expected = [row_of.get(id, -1) for id in form.to_pylist()]
+            rows = mapped.rows_of(form)
+            assert rows.tolist() == expected
+            assert rows.dtype == np.int64
+
+
+@given(st.data(), st.integers(1, 4))
+def test_a_twin_is_found_and_counted(data: st.DataObject, block: int) -> None:
+    ids, _ = a_list_of_ids(data)
+    ids += data.draw(st.lists(st.sampled_from(ids), max_size=2))
+    twins = {id: times for id, times in Counter(ids).items() if times > 1}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("reclora.interactions.ids.BLOCK", block)
+        if not twins:
+            assert IdMap(ids).ids.to_pylist() == ids
+            return
+        with pytest.raises(ValueError, match="ids must be unique") as caught:
+            IdMap(ids)
+    said = str(caught.value)
+    assert any(f"got {id!r} {times} times; use" in said for id, times in twins.items())
+
+
+@given(st.data())
+def test_a_grown_map_is_one_that_was_never_grown(data: st.DataObject) -> None:
+    ids, each = a_list_of_ids(data, unique=True)
+    grown = IdMap(ids).extended(data.draw(st.lists(each, min_size=1)))
+    grown = grown.extended(data.draw(st.lists(each, min_size=1)))
+    everyone = grown.ids.to_pylist()
+    assert IdMap(everyone) == grown
+    assert grown.rows_of(everyone).tolist() == list(range(len(everyone)))
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.string()])
+def test_a_map_of_several_blocks(kind: pa.DataType) -> None:
+    number = 2 * BLOCK + 3
+    ascending = pa.array(np.arange(number) + 10**7).cast(kind)
+    asked = [0, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK, number - 1]
+    assert len(asked) < number // FEW
+    for order in (np.arange(number), np.random.default_rng(0).permutation(number)):
+        mapped = IdMap(ascending.take(pa.array(order)))
+        assert mapped.rows_of(mapped.ids_of(asked)).tolist() == asked
+        assert mapped.rows_of(mapped.ids).tolist() == list(range(number))
+    # The twins are the last of a block and the first of the next.
+    twins = pa.concat_arrays([ascending[:BLOCK], ascending[BLOCK - 1 :]])
+    with pytest.raises(ValueError, match=f"{10**7 + BLOCK - 1}'? 2 times"):
+        IdMap(twins)
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+from reclora.interactions.ids import IdMap
+
+def memory(what):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
+
+for folder in map(Path, sys.argv[1:]):
+    IdMap.read(folder / "few.parquet").rows_of(["0"] if "strings" in folder.name else [0])
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS")
+    mapped = IdMap.read(folder / "many.parquet")
+    mapped.rows_of(mapped.ids[-10:])
+    print((memory("VmHWM") - before) / len(mapped))
+"""
+
+
+def test_opening_a_map_and_asking_for_few_takes_little_beside_the_ids(tmp_path: Path) -> None:
+    number = 2_000_000
+    ascending = pa.array(np.arange(number) + 10**7)
+    shuffled = ascending.cast(pa.string())
+    shuffled = shuffled.take(pa.array(np.random.default_rng(0).permutation(number)))
+    folders = [tmp_path / "integers", tmp_path / "strings"]
+    for folder, ids in zip(folders, (ascending, shuffled), strict=True):
+        folder.mkdir()
+        IdMap(ids).write(folder / "many.parquet")
+        IdMap(ids[:1000]).write(folder / "few.parquet")
+    command = [sys.executable, "-c", MEMORY, *map(str, folders)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    integers, strings = map(float, said.split())
+    # An integer is 8 bytes, a string here 16; a hash table of them took 160 to 250.
+    assert integers < 40
+    assert strings < 80
 
 
 @pytest.mark.parametrize(
@@ -152,6 +269,9 @@ def test_unknown_and_null_ids_have_no_row() -> None:
     rows = IdMap(["a", "b"]).rows_of(["b", "c", None, "a"])  # type: ignore[list-item]
     assert rows.tolist() == [1, -1, -1, 0]
     assert rows.dtype == np.int64
+    for ids in ([-1, 0, 1], [0, 1, -1]):
+        asked = pa.array([None, 0, 7, -7, None, 1])
+        assert IdMap(ids).rows_of(asked).tolist() == [-1, ids.index(0), -1, -1, -1, ids.index(1)]
     assert IdMap(["a"]).rows_of([]).tolist() == []
 
 

@@ -27,10 +27,12 @@ from small_worlds import fill, make_base, make_log
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
 from reclora.configs import AdapterConfig
-from reclora.distributed import Shares
+from reclora.distributed import DistributedError
+from reclora.distributed.recommending import Shares
 from reclora.evaluation import EvaluationConfig, HeldOut, KeptLists, Lists, hold_out
 from reclora.evaluation import recommend as alone
 from reclora.gate import GateConfig
+from reclora.pipelines import orders
 from reclora.pipelines.orders import Crew, check_ranks, help_first, recommend
 from reclora.pipelines.ranks import is_first, together
 from reclora.pipelines.retrain import retrain
@@ -91,7 +93,9 @@ def be_ranker(number: int, world: int, folder: Path) -> None:
     """Of two ranks, who rank so many users that each has some."""
     settings = night(folder, 1)
     if not is_first():
+        torch.set_num_threads(2)
         help_first(settings)
+        assert torch.get_num_threads() == settings.threads == 1
         return
     with together(2.0):
         crew = Crew(settings)
@@ -111,6 +115,20 @@ def be_ranker(number: int, world: int, folder: Path) -> None:
             changed = [path for path in files if path.stat().st_mtime_ns != made[path]]
             assert changed == [files[1]]
         crew.leave()
+
+
+def be_stranger(number: int, world: int, folder: Path) -> None:
+    """Of two ranks, one of which has another torch."""
+    settings = night(folder, 1)
+    try:
+        if is_first():
+            with together(2.0):
+                Crew(settings).open()
+        else:
+            orders.versions = lambda: {"torch": "0.1"}
+            help_first(settings)
+    except DistributedError as error:
+        (folder / f"said-{number}").write_text(str(error))
 
 
 def many_users(base: BaseModel) -> tuple[HeldOut, AdapterBank]:
@@ -143,6 +161,7 @@ def as_ranks(world: int, folder: Path, be_rank: Callable[[int, int, Path], None]
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     as_ranks(2, folder / "many", be_ranker)
+    as_ranks(2, folder / "many", be_stranger)
     retrain(night(folder / ONE, 1))
     shutil.copytree(folder / ONE, folder / RANKS)
     as_ranks(3, folder, be_rank)
@@ -192,6 +211,20 @@ def test_each_rank_ranks_its_own_users(nights: Path) -> None:
         found = load_file(nights / "many" / f"{model}.safetensors")
         assert found.keys() == expected.keys()
         assert all(torch.equal(expected[name], found[name]) for name in found)
+
+
+def test_ranks_of_other_versions_are_refused(nights: Path) -> None:
+    for number in range(2):
+        said = (nights / "many" / f"said-{number}").read_text()
+        assert said.startswith("the ranks have different versions: this one has {'")
+        assert ("{'torch': '0.1'}, commit" in said) == (number == 1)
+
+
+def test_a_rank_that_helps_does_not_run_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "it", "WORLD_SIZE": "2", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=r"call reclora.pipelines.orders.help_first"):
+        retrain(night(tmp_path, 1))
 
 
 def test_what_is_whole_here_is_ranked_here(tmp_path: Path) -> None:

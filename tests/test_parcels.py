@@ -15,7 +15,8 @@ from reclora.adapters import Adapter
 from reclora.bank import AdapterBank
 from reclora.base import BaseModel
 from reclora.configs import AdapterConfig
-from reclora.distributed import DistributedError, Parcels
+from reclora.distributed import DistributedError
+from reclora.distributed.parcels import Parcels
 from reclora.evaluation import EvaluationConfig, HeldOut, RankingJudge, hold_out
 from reclora.evaluation.lists import pieces_of
 from reclora.interactions import IdMap, Interactions
@@ -118,10 +119,23 @@ def test_adapters_and_what_they_stand_on(base: BaseModel, parcels: Parcels) -> N
                 assert own.parent is its.parent
                 break
             own, its = own.parent, its.parent  # noqa: PLW2901
+    assert parcels.adapter(parcels.put_adapters(sent)[0]).parent is None
     below = [a.parent for a in found if a.parent is not None]
     assert len({id(parent) for parent in below}) == 2, "what stands on one parent has one"
     (address,) = parcels.put_adapters([sent[5].parent] if sent[5].parent else [])
     assert parcels.parent(address) is below[0], "also where the parent itself is asked for"
+
+
+def test_one_adapter_for_many_is_written_and_read_once(
+    base: BaseModel, parcels: Parcels, tmp_path: Path
+) -> None:
+    bank = fill(AdapterBank.for_log(base, make_log(base), AdapterConfig(rank=2)))
+    (one, other, *_) = bank.adapters()
+    addresses = parcels.put_adapters([one, other, one, one])
+    assert addresses[0] == addresses[2] == addresses[3] != addresses[1]
+    assert len(list((tmp_path / "sent").iterdir())) == 1
+    numbers = [parcels.adapter(addresses[at]).tensors["user_table.rows.a"] for at in (0, 2)]
+    assert numbers[0].data_ptr() == numbers[1].data_ptr()
 
 
 def test_what_is_there_is_not_written_again(
@@ -166,11 +180,32 @@ def test_what_is_damaged_or_gone_is_refused(
     path.unlink()
     with pytest.raises(DistributedError, match=f"{name}.*is not there, or is damaged: all ranks"):
         parcels.log(name, base)
-    (address, *_) = parcels.put_adapters(adapters_of(base))
+    adapters = adapters_of(base)
+    (address, *_) = parcels.put_adapters(adapters)
     pack = tmp_path / "sent" / f"{address[0]}.safetensors"
-    pack.write_bytes(pack.read_bytes()[:-9])
-    with pytest.raises(StoreError, match=str(pack)):
-        parcels.adapter(address)
+    sound = pack.read_bytes()
+    for damaged in (sound[:-9], sound[:-1] + bytes([sound[-1] ^ 1])):
+        pack.write_bytes(damaged)
+        with pytest.raises(StoreError, match=str(pack)):
+            parcels.adapter(address)
+
+
+def test_what_is_damaged_is_sent_anew_by_who_begins_again(
+    base: BaseModel, parcels: Parcels, tmp_path: Path
+) -> None:
+    """The first rank, once it was started again."""
+    log, adapters = make_log(base), adapters_of(base)
+    name, addresses = parcels.put_log(log), parcels.put_adapters(adapters)
+    for path in (tmp_path / "sent").iterdir():
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+    again = Parcels(tmp_path / "sent")
+    assert (again.put_log(log), again.put_adapters(adapters)) == (name, addresses)
+    assert len(again.log(name, base)) == len(log)
+    for address, adapter in zip(addresses, adapters, strict=True):
+        found = again.adapter(address)
+        assert all(torch.equal(found.tensors[n], adapter.tensors[n]) for n in found.tensors)
 
 
 def test_a_log_without_rows_and_attributes(base: BaseModel, parcels: Parcels) -> None:

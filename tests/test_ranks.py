@@ -38,7 +38,7 @@ def on_ranks(folder: Path, base: Path, **changes: object) -> RunSettings:
         planted_log(folder / "log.parquet"),
         split=SplitConfig("global_time", pretrain=0.5, train=0.3, validation=0.08, test=0.12),
         training=TrainingConfig(epochs=4, patience=2, batch_rows=32, num_negatives=32),
-        search=Search((0.05,), (0.05, 0.2), (0.01,)),
+        search=Search((0.05,), (0.2,), (0.01,)),
         parent="auto",
         unknown="grow",
         compared=(),

@@ -12,24 +12,21 @@ the tables and what its log touches, never a table.
 """
 
 from reclora.distributed.division import divide, rows_of_training
-from reclora.distributed.parcels import Parcels
 from reclora.distributed.parts import PartTable
 from reclora.distributed.placement import DistributedError
 from reclora.distributed.ranking import Request, rank_sharded
-from reclora.distributed.recommending import Shares, recommend_here, recommend_sharded
+from reclora.distributed.recommending import recommend_here, recommend_sharded
 from reclora.distributed.rounds import Rounds
 from reclora.distributed.saved import load_adapters, save_adapters
-from reclora.distributed.shards import ShardedBase, said_by_first
+from reclora.distributed.shards import ShardedBase
 from reclora.distributed.training import TrainedChunk, train_sharded
 
 __all__ = [
     "DistributedError",
-    "Parcels",
     "PartTable",
     "Request",
     "Rounds",
     "ShardedBase",
-    "Shares",
     "TrainedChunk",
     "divide",
     "load_adapters",
@@ -37,7 +34,6 @@ __all__ = [
     "recommend_here",
     "recommend_sharded",
     "rows_of_training",
-    "said_by_first",
     "save_adapters",
     "train_sharded",
 ]

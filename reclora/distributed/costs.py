@@ -34,9 +34,11 @@ from reclora.training import TrainingConfig
 
 HASHED_ROW = 32
 """Bytes of a row among few that are looked up by hashing, see `reclora.distributed.parts`."""
-CHECKED_ID = 430
-"""Bytes that an identifier takes while a map of them is checked for twins: 113 to 430 were
-measured, from one doubling of the hash table to the next."""
+OPENED_ID = 1.5
+"""What a map takes while it is opened, beside itself and in its own bytes, where its identifiers
+ascend: .5 to 1.4 were measured of 1e7 and 5e7 integers (the wider their gaps, the more), 1.3 to 1.5
+of 1e7 strings. That is for reading Parquet; to see that none is there twice takes nothing.
+Identifiers in another order are sorted for it: up to 2.4 of integers, 1.7 of strings."""
 BATCH_COPIES = 12
 """Of a batch's vectors and scores that are alive at once: rows, adapted rows, changes, products,
 gradients."""
@@ -162,7 +164,9 @@ class Memory:
     identifiers: int
     """(U + N) id_bytes: the id maps are whole on every rank."""
     opening: int
-    """CHECKED_ID max(U, N): a map is checked for twins as it is opened, one after the other."""
+    """OPENED_ID id_bytes max(U, N): one map is opened after the other. So much where identifiers
+    ascend, as `prepare_log` and `IdMap.of` write them; a map that has grown since, or was made in
+    another order, takes more, see `OPENED_ID`."""
     tables: int
     """By TorchRec's planner, rows on their way included, see `place`."""
     adapters: int
@@ -216,7 +220,7 @@ def memory(night: Night, placement: Placement) -> Memory:
     adapters = 4 * ((2 * R + 1) * T + 2 * c * R * dim) + 16 * T
     return Memory(
         identifiers=math.ceil((users + items) * night.id_bytes),
-        opening=CHECKED_ID * max(users, items),
+        opening=math.ceil(OPENED_ID * night.id_bytes * max(users, items)),
         tables=sum(placement.bytes_of(placement.fullest).values()),
         adapters=night.chunks(ranks) * adapters,
         trains=part + touched + math.ceil(log) + batch + marks,

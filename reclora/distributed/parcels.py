@@ -1,7 +1,7 @@
 """This file is what ranks hand each other through a folder that all of them see: rows of a log,
 held-out users, adapters and identifiers, as tensors in files that are named by their sha256.
 
-What is there already is not written again, and a file that is damaged is refused.
+What is there already, and whole, is not written again; a file that is damaged is refused.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -20,16 +21,17 @@ from reclora.adapters import Adapter, id_tensors, ids_of_tensors
 from reclora.base import BaseModel
 from reclora.checkpoints import Checkpoint, digest_of
 from reclora.distributed.placement import DistributedError
+from reclora.distributed.saved import read_parent, write_pack
 from reclora.evaluation import EvaluationConfig, HeldOut, HeldOutSegment
 from reclora.files import make_folder
 from reclora.interactions import IdMap, Interactions
 from reclora.ranking import UserItems
 from reclora.stacks import AdapterStack
 from reclora.store.layout import hashed_path
-from reclora.store.packs import open_pack, pack_file
+from reclora.store.packs import open_pack
 
-Address = tuple[str, int, str]
-"""Where an adapter is: its pack, its place in there, its segment."""
+Address = tuple[str, int]
+"""Where an adapter is: its pack, and its place in there."""
 
 
 class Parcels:
@@ -45,13 +47,17 @@ class Parcels:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._whole: set[str] = set()
         self._parents: dict[str, Adapter] = {}
+        self._stacks: dict[str, AdapterStack] = {}
 
     def put(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
         """Write tensors, and facts that are JSON-able; return the parcel's name."""
         name = digest_of(tensors, json.dumps(facts))
-        if not self._path(name).exists():
-            Checkpoint(self._path(name), name).save(tensors, facts)
+        parcel = Checkpoint(self._path(name), name)
+        if name not in self._whole and parcel.load() is None:
+            parcel.save(tensors, facts)
+        self._whole.add(name)
         return name
 
     def get(self, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -89,13 +95,14 @@ class Parcels:
         # Segments often share one mask.
         masks = {id(s.candidates_N): s.candidates_N for s in segments if s.candidates_N is not None}
         places = {mask: place for place, mask in enumerate(masks)}
-        tensors |= {f"candidates.{places[mask]}": its for mask, its in masks.items()}
+        tensors |= {f"candidates.{places[mask]}": _packed(its) for mask, its in masks.items()}
         facts = {
             "config": asdict(held_out.config),
             "items": held_out.num_items,
             "segments": [s.name for s in segments],
             "users": [s.num_users for s in segments],
             "without": [s.users_without_relevant for s in segments],
+            "masks": len(masks),
             "candidates": [places.get(id(s.candidates_N)) for s in segments],
         }
         return self.put(tensors, facts)
@@ -108,6 +115,10 @@ class Parcels:
             of: _sets(tensors[f"{of}.sizes"], tensors[f"{of}.items"], facts["users"])
             for of in ("relevant", "seen")
         }
+        masks = [
+            _unpacked(tensors[f"candidates.{place}"], facts["items"])
+            for place in range(facts["masks"])
+        ]
         segments = [
             HeldOutSegment(
                 name=name,
@@ -115,7 +126,7 @@ class Parcels:
                 user_ids=base.users.ids_of(rows[at].numpy()),
                 relevant=sets["relevant"][at],
                 seen=sets["seen"][at],
-                candidates_N=None if mask is None else tensors[f"candidates.{mask}"],
+                candidates_N=None if mask is None else masks[mask],
                 users_without_relevant=facts["without"][at],
             )
             for at, (name, mask) in enumerate(
@@ -133,49 +144,33 @@ class Parcels:
         """Write adapters, and what they stand on; where each one is."""
         make_folder(self._folder)
         # A pack has one config, one parent, and no segment twice.
-        stacks: dict[tuple[object, int, int], list[int]] = {}
+        stacks: dict[tuple[object, int, int], list[Adapter]] = {}
         times: dict[tuple[object, int, str], int] = {}
-        for at, adapter in enumerate(adapters):
+        # One adapter may serve many.
+        for adapter in {id(adapter): adapter for adapter in adapters}.values():
             alike = adapter.config, id(adapter.parent)
             time = times[*alike, adapter.segment] = times.get((*alike, adapter.segment), -1) + 1
-            stacks.setdefault((*alike, time), []).append(at)
+            stacks.setdefault((*alike, time), []).append(adapter)
         found: dict[int, Address] = {}
-        for places in stacks.values():
-            pack = self._put_stack([adapters[at] for at in places])
-            for index, at in enumerate(places):
-                found[at] = pack, index, adapters[at].segment
-        return [found[at] for at in range(len(adapters))]
-
-    def _put_stack(self, adapters: Sequence[Adapter]) -> str:
-        parent = adapters[0].parent
-        below = None if parent is None else self._put_stack([parent])
-        file = pack_file(AdapterStack.of(adapters), below)
-        if not hashed_path(self._folder, file.name).exists():
-            file.write(self._folder)
-        return file.name
+        for stack in stacks.values():
+            pack = write_pack(self._folder, stack)
+            found |= {id(adapter): (pack, index) for index, adapter in enumerate(stack)}
+        return [found[id(adapter)] for adapter in adapters]
 
     def adapter(self, address: Sequence[Any]) -> Adapter:
         """The adapter at an address; adapters of one parent have one and the same."""
-        name, index, segment = address
-        pack = open_pack(hashed_path(self._folder, name))
-        return pack.adapter(segment, index, self._parent(pack.parent))
+        name, index = address
+        if name not in self._stacks:
+            pack = open_pack(hashed_path(self._folder, name))
+            parent = read_parent(self._folder, pack.parent, self._parents)
+            self._stacks[name] = pack.stack(parent)
+        return self._stacks[name][int(index)]
 
     def parent(self, address: Sequence[Any]) -> Adapter:
         """As `adapter`, and the same one each time: what others stand on."""
-        found = self._parent(address[0])
+        found = read_parent(self._folder, address[0], self._parents)
         assert found is not None
         return found
-
-    def _parent(self, name: str | None) -> Adapter | None:
-        """The adapter of a pack that holds nothing else."""
-        if name is None:
-            return None
-        if name not in self._parents:
-            pack = open_pack(hashed_path(self._folder, name))
-            pack.check_single()
-            stack = pack.stack(self._parent(pack.parent))
-            self._parents[name] = stack[0]
-        return self._parents[name]
 
     def put_ids(self, base: BaseModel) -> str:
         """Write the identifiers by which a base has grown, in the order of their rows."""
@@ -198,6 +193,14 @@ class Parcels:
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.safetensors"
+
+
+def _packed(mask_N: Tensor) -> Tensor:
+    return torch.from_numpy(np.packbits(mask_N.numpy()))
+
+
+def _unpacked(bits: Tensor, count: int) -> Tensor:
+    return torch.from_numpy(np.unpackbits(bits.numpy(), count=count).astype(np.bool_))
 
 
 def _sets(sizes: Tensor, items: Tensor, users: Sequence[int]) -> list[UserItems]:

@@ -54,9 +54,9 @@ class Rounds:
     ) -> tuple[BaseModel, list[RankedLists], bool]:
         """A part, lists, and whether any rank is busy."""
         wanted = torch.tensor([is_busy, rows is not None, bool(requests)], dtype=torch.uint8)
-        dist.all_reduce(wanted, dist.ReduceOp.MAX, group=self._base.group)
         part, lists = self._base.without_rows, list[RankedLists]()
         try:
+            dist.all_reduce(wanted, dist.ReduceOp.MAX, group=self._base.group)
             if wanted[1]:
                 nothing = torch.empty(0, dtype=torch.int64)
                 part = self._base.part(*(rows or (nothing, nothing)))

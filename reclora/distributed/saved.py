@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from reclora.adapters import Adapter
 from reclora.distributed.placement import DistributedError
-from reclora.files import make_folder
+from reclora.files import make_folder, sha256_of
 from reclora.stacks import AdapterStack
 from reclora.store.layout import hashed_path
 from reclora.store.packs import OFFSETS, SEGMENTS, open_pack, pack_file
@@ -32,14 +32,19 @@ def save_adapters(folder: Path, adapters: Sequence[Adapter]) -> None:
     for adapter in adapters:
         groups.setdefault((adapter.config, id(adapter.parent)), []).append(adapter)
     for group in groups.values():
-        _write(folder, group)
+        write_pack(folder, group)
 
 
-def _write(folder: Path, adapters: Sequence[Adapter]) -> str:
+def write_pack(folder: Path, adapters: Sequence[Adapter]) -> str:
+    """Write adapters of one config and one parent, and that parent, unless they are there and
+    whole; return the pack's name.
+    """
     parent = adapters[0].parent
-    below = None if parent is None else _write(folder, [parent])
+    below = None if parent is None else write_pack(folder, [parent])
     file = pack_file(AdapterStack.of(adapters), below)
-    file.write(folder)
+    path = hashed_path(folder, file.name)
+    if not path.exists() or sha256_of(path) != file.name:
+        file.write(folder)
     return file.name
 
 
@@ -64,7 +69,7 @@ def load_adapters(folder: Path, segments: Collection[str]) -> dict[str, Adapter]
                     f"segment {name!r} stands in two packs of {folder}, one of them {path.name}: "
                     "save each training to a folder of its own"
                 )
-            found[name] = pack.adapter(name, index, _parent(folder, pack.parent, parents))
+            found[name] = pack.adapter(name, index, read_parent(folder, pack.parent, parents))
     return found
 
 
@@ -77,13 +82,12 @@ def _segments(path: Path) -> list[str]:
     return [text[a:b].decode(errors="surrogateescape") for a, b in pairwise(ends)]
 
 
-def _parent(folder: Path, name: str | None, known: dict[str, Adapter]) -> Adapter | None:
-    """The adapter of a pack that holds nothing else."""
+def read_parent(folder: Path, name: str | None, known: dict[str, Adapter]) -> Adapter | None:
+    """The adapter of a pack that holds nothing else; one and the same each time."""
     if name is None:
         return None
     if name not in known:
         pack = open_pack(hashed_path(folder, name))
         pack.check_single()
-        below = _parent(folder, pack.parent, known)
-        known[name] = pack.adapter(_segments(pack.path)[0], 0, below)
+        known[name] = pack.stack(read_parent(folder, pack.parent, known))[0]
     return known[name]

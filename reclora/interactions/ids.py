@@ -1,6 +1,6 @@
 """This file is the id map: the only place where a caller's ids and the rows of a table meet."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,6 +16,10 @@ Ids: TypeAlias = pa.Array | pa.ChunkedArray | Sequence[str] | Sequence[int] | ND
 
 STRING = pa.large_string()
 INTEGER = pa.int64()
+BLOCK = 1 << 20
+"""Ids of a map that are looked at together: what is made of them stays small."""
+FEW = 4
+"""Less than the map's number of ids over this is few: those that are asked are hashed."""
 
 
 class IdMap:
@@ -44,14 +48,19 @@ class IdMap:
         if array.null_count:
             position = pc.index(array.is_null(), True).as_py()
             raise ValueError(f"ids must not be null, got null at position {position}")
-        if pc.count_distinct(array).as_py() != len(array):
-            counts = pc.value_counts(array)
-            twice = counts.filter(pc.greater(counts.field("counts"), 1))[0].as_py()
+        self._hold(array)
+        # Sorted they take their memory once more; in a hash table ten times and up.
+        if not self._ascends and (twin := _first_fall(_sorted(array), len(array))) is not None:
+            times = pc.sum(pc.equal(array, twin)).as_py()
             raise ValueError(
-                f"ids must be unique, got {twice['values']!r} {twice['counts']} times; "
+                f"ids must be unique, got {twin.as_py()!r} {times} times; "
                 "use IdMap.of for the distinct ones"
             )
-        self._ids = array
+
+    def _hold(self, ids: pa.Array) -> None:
+        self._ids = ids
+        # Ids that ascend are unique, and lie ready for a binary search.
+        self._ascends = _first_fall(ids.slice, len(ids)) is None
 
     @classmethod
     def of(cls, ids: Ids) -> "IdMap":
@@ -78,12 +87,19 @@ class IdMap:
     def rows_of(self, ids: Ids) -> NDArray[np.int64]:
         """Return the row of each id, -1 for one that is null or not in the map.
 
+        Integers that ascend in the map are found by binary search, in memory of a few times those
+        that are asked. Else the asked ones are hashed where they are few, and the map where not.
+
         Raises:
             TypeError: strings were asked of a map of integers, or the reverse.
         """
         if len(ids) == 0:
             return np.empty(0, np.int64)
         asked = self._same_kind(ids)
+        if self._ascends and self._ids.type == INTEGER:
+            return _searched(asked, self._ids)
+        if len(asked) < len(self) // FEW:
+            return _passed_by(asked, self._ids)
         rows = pc.index_in(asked, value_set=self._ids, skip_nulls=True)
         return np.asarray(rows.fill_null(-1)).astype(np.int64)
 
@@ -118,8 +134,10 @@ class IdMap:
         if len(ids) == 0:
             return self
         new = IdMap.of(self._same_kind(ids)).ids
-        unknown = new.filter(pc.invert(pc.is_in(new, value_set=self._ids)))
-        return IdMap(pa.concat_arrays([self._ids, unknown]))
+        unknown = new.filter(pa.array(self.rows_of(new) < 0))
+        grown = object.__new__(IdMap)  # unique as it is made: nothing is to be checked
+        grown._hold(pa.concat_arrays([self._ids, unknown]))
+        return grown
 
     def digest(self) -> str:
         """Return the sha256, in hex, of type, count and ids in row order.
@@ -176,7 +194,8 @@ def _canonical(ids: Ids) -> pa.Array:
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError) as error:
         raise ValueError(f"ids must be all strings or all 64-bit integers: {error}") from error
     if isinstance(array, pa.ChunkedArray):
-        array = pa.concat_arrays([pa.array([], array.type), *array.chunks])
+        # A file is read as one chunk: that is not copied.
+        array = array.chunk(0) if array.num_chunks == 1 else array.combine_chunks()
     return array
 
 
@@ -188,6 +207,59 @@ def _canonical_type(found: pa.DataType) -> pa.DataType:
     if pa.types.is_null(found):
         raise TypeError("ids have no type; give a typed array, such as pa.array([], pa.string())")
     raise TypeError(f"ids must be strings or integers, got {found}")
+
+
+def _first_fall(block_of: Callable[[int, int], pa.Array], count: int) -> pa.Scalar | None:
+    """Return the first of `count` ids that is not below the next one, if there is one.
+
+    Args:
+        block_of: (position, length) -> ids from there, so many or as many as there are.
+    """
+    for start in range(0, count - 1, BLOCK):
+        block = block_of(start, BLOCK + 1)
+        rises = pc.less(block[:-1], block[1:])
+        if not pc.all(rises).as_py():
+            return block[pc.index(rises, False).as_py()]
+    return None
+
+
+def _sorted(ids: pa.Array) -> Callable[[int, int], pa.Array]:
+    """Return blocks of the ids in ascending order, as `_first_fall` takes them."""
+    if ids.type == INTEGER:
+        ordered = pa.array(np.sort(ids.to_numpy()))
+        return lambda start, length: ordered.slice(start, length)
+    order = pc.array_sort_indices(ids)
+    return lambda start, length: ids.take(order.slice(start, length))
+
+
+def _searched(asked: pa.Array, ascending: pa.Array) -> NDArray[np.int64]:
+    """`rows_of` by binary search, of integers."""
+    held, wanted = ascending.to_numpy(), asked.fill_null(0).to_numpy()
+    # One after the other in ascending order, searches stay where memory is still near.
+    order = np.argsort(wanted)
+    wanted = wanted[order]
+    at = np.searchsorted(held, wanted)
+    inside = at < len(held)
+    inside[inside] = held[at[inside]] == wanted[inside]
+    rows = np.empty(len(asked), np.int64)
+    rows[order] = np.where(inside, at, -1)
+    if asked.null_count:
+        rows[asked.is_null().to_numpy(zero_copy_only=False)] = -1
+    return rows
+
+
+def _passed_by(asked: pa.Array, held: pa.Array) -> NDArray[np.int64]:
+    """`rows_of` where few are asked: they are hashed, and the map passes by in blocks."""
+    coded = asked.dictionary_encode()
+    wanted, codes = coded.dictionary, coded.indices
+    row_of = np.full(len(wanted) + 1, -1)  # the last is for null
+    # Arrow hashes what is wanted once a block, so a block is much larger.
+    block = max(BLOCK, 8 * len(wanted))
+    for start in range(0, len(held), block):
+        found = pc.index_in(held.slice(start, block), value_set=wanted)
+        row_of[found.drop_null()] = start + np.flatnonzero(found.is_valid())
+    rows: NDArray[np.int64] = row_of[codes.fill_null(len(wanted))]
+    return rows
 
 
 def _numbers(buffer: pa.Buffer | None, offset: int, count: int) -> NDArray[np.int64]:

@@ -132,7 +132,8 @@ def _batches(
     file: pq.ParquetFile, columns: Sequence[str], spans: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """The rows of the spans, with the place of the first of them in the file; row groups without
-    any are not read. Each lookup hashes the whole id map, so batches are few and large.
+    any are not read. A lookup passes over the whole id map unless it is of ascending integers, so
+    batches are few and large.
     """
     sizes = [file.metadata.row_group(at).num_rows for at in range(file.metadata.num_row_groups)]
     for at, (begin, end) in enumerate(pairwise(np.cumsum([0, *sizes]).tolist())):

@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from reclora.distributed import Request, ShardedBase, divide, rank_sharded, train_sharded
 from reclora.distributed.placement import FETCH_ROWS
+from reclora.interactions import IdMap
 
 from .distributed import CHUNK_ROWS, bank_of, logs_of, sizes, warm_up_ranks
 from .training_memory import CONFIG, _status, warm_up
@@ -48,6 +49,14 @@ class Watch:
         network = _loopback() - self._network
         dist.barrier()
         return {"peak": peak, "cpu": cpu, "seconds": seconds, "network": network}
+
+
+def opened(path: str) -> int:
+    """Bytes that opening an id map takes at most, over what the process held before."""
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    IdMap.read(Path(path))
+    return _status("VmHWM") - before
 
 
 def _loopback() -> int:

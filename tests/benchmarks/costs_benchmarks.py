@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from reclora.batches import chunks_of
-from reclora.distributed.costs import Night, bringing, catalogue, chunk, memory
+from reclora.distributed.costs import OPENED_ID, Night, bringing, catalogue, chunk, memory
 from reclora.distributed.placement import Placement, TableSizes, place
+from reclora.interactions import IdMap
 
 from .costs import FETCHED, USERS, K
 from .distributed import CHUNK_ROWS, make_world, sizes
@@ -26,6 +27,12 @@ NUM_USERS, NUM_ROWS = 1_000_000, 300_000
 WORLDS = (1, 2, 3)
 PEAKS = ("tables", "opening", "training", "ranking")
 TABLES = TableSizes(NUM_USERS, ITEMS, DIM)
+NUM_IDS = 10_000_000
+"""Of the map that is opened alone."""
+ARROW = 20 << 20
+"""Bytes that do not scale, of a process that has read identifiers: what one of Arrow's threads
+keeps of a row group of them.
+"""
 Said = list[dict[str, dict[str, float]]]
 
 
@@ -48,6 +55,7 @@ def night() -> Night:
     """The planted world as the plan knows it: segments of the mean size, and the share of a chunk's
     rows whose user (or item, where that is more) is new in its segment.
     """
+    maps = [IdMap.read(WORLD / "base" / f"{side}_ids.parquet") for side in ("user", "item")]
     arrays, of_segment = np.load(WORLD / "log.npz"), sizes(WORLD)
     place = np.empty(SEGMENTS, np.int64)
     for at, codes in enumerate(chunks_of(of_segment, CHUNK_ROWS)):
@@ -66,6 +74,7 @@ def night() -> Night:
         distinct=max(pairs) / len(arrays["segments"]),
         held_out=1 / 9,
         k=K,
+        id_bytes=sum(ids.ids.nbytes for ids in maps) / sum(map(len, maps)),
         config=CONFIG,
     )
 
@@ -96,7 +105,7 @@ def peaks() -> list[Figure]:
     for number in WORLDS:
         found, counted = said(number), memory(night(), placed(number))
         there = counted.identifiers + counted.tables + counted.adapters + SLACK
-        opening = counted.identifiers + max(counted.opening, counted.tables) + SLACK
+        opening = counted.identifiers + max(counted.opening, counted.tables) + SLACK + ARROW
         shards = placed(number).shards
         exact = max(sum(s.bytes for s in shards if s.rank == rank) for rank in range(number))
         for what, value, by_plan, target in (
@@ -108,6 +117,21 @@ def peaks() -> list[Figure]:
             name = f"plan_{what}_{number}"
             figures.append(beside(name, value / 2**20, "MiB", by_plan / 2**20, target))
     return figures
+
+
+@measures("plan_identifiers")
+def identifiers() -> Figure:
+    """Memory of opening a map of integers that ascend by wide gaps, over what the plan counts and
+    what does not scale.
+    """
+    ids = np.sort(np.random.default_rng(0).integers(2**62, size=NUM_IDS))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ids.parquet"
+        IdMap(ids).write(path)
+        code = "import sys; from tests.benchmarks.costs import opened; print(opened(sys.argv[1]))"
+        peak = int(usage([sys.executable, "-c", code, str(path)]).output)
+    by_plan = (1 + OPENED_ID) * ids.nbytes + SLACK
+    return beside("plan_identifiers", peak / 2**20, "MiB", by_plan / 2**20, "<= 1")
 
 
 @measures(*(f"plan_network_{what}_{n}" for n in (2, 3) for what in ("training", "ranking", "many")))
