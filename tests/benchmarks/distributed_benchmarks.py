@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from reclora.distributed import load_adapters
 
 from .distributed import make_world
 from .harness import Figure, measures, usage
+from .nightly_world import WorldSize
+from .nightly_world import make_world as make_night
 from .training_memory import SEGMENTS
 
 WORLD = Path("build/benchmarks/planted-1e6")
@@ -81,6 +84,39 @@ def peak_memory_per_rank_ratio_2() -> Figure:
         peer="one process",
         peer_value=max(ranks(0).peaks) / 2**20,
     )
+
+
+NIGHT = Path("build/benchmarks/night-2e6")
+
+
+def night(number: int) -> list[int]:
+    """The peaks of the ranks of a run of 2 M rows in 500 segments, over their imports."""
+    if not (NIGHT / "run.toml").exists():
+        make_night(NIGHT, WorldSize(2_000_000, 100_000, 20_000, 500))
+    for left in ("runs", "work"):
+        shutil.rmtree(NIGHT / left, ignore_errors=True)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
+    words = ["retrain", str(NIGHT / "run.toml"), "--set", "workers=1"]
+    with tempfile.TemporaryDirectory() as folder:
+        module = ["-m", "tests.benchmarks.night_on_ranks", folder, *words]
+        command = [sys.executable, *(launcher if number > 1 else []), *module]
+        usage(command, {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"})
+        said = [json.loads(path.read_text()) for path in sorted(Path(folder).glob("rank-*.json"))]
+    assert len(said) == number
+    return [each["peak"] for each in said]
+
+
+@measures("night_memory_first_of_2", "night_memory_second_of_2")
+def night_memory() -> list[Figure]:
+    """The memory of the first of 2 ranks, which reads the log, and of the second one, which is sent
+    the rows and users of its share, over that of one process.
+    """
+    (one,), (first, second) = night(1), night(2)
+    peer = {"peer": "one process", "peer_value": one / 2**20}
+    return [
+        Figure("night_memory_first_of_2", first / 2**20, "MiB", "<= 1.1", **peer),
+        Figure("night_memory_second_of_2", second / 2**20, "MiB", "<= 0.5", **peer),
+    ]
 
 
 @measures("step_cpu_ratio_2")
