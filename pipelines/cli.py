@@ -1,6 +1,6 @@
 """The verbs: `reclora demo | settings | prepare | pretrain | retrain | evaluate | report |
-recommend | tune | stability | segments discover | doctor`, and those on a store: `promote |
-rollback | history | diff | verify | gc`.
+recommend | tune | stability | rank-curve | segments discover | doctor`, and those on a store:
+`promote | rollback | history | diff | verify | gc`.
 
 Nothing heavy is imported before a verb needs it, so that `--help` answers at once. Results go to
 stdout, progress and errors to stderr. Exit codes:
@@ -30,6 +30,7 @@ from . import (
     discover_cli,
     evaluate_cli,
     operate,
+    rank_curve_cli,
     recommend_cli,
     stability_cli,
     tune_cli,
@@ -263,6 +264,7 @@ app.add_typer(recommend_cli.verbs)
 app.add_typer(tune_cli.verbs)
 app.add_typer(discover_cli.verbs)
 app.add_typer(stability_cli.verbs)
+app.add_typer(rank_curve_cli.verbs)
 app.add_typer(operate.verbs)
 
 

@@ -86,18 +86,7 @@ def learn(settings: RunSettings, inputs: Inputs) -> Learned:
         OSError: a checkpoint cannot be written.
     """
     windows, live = inputs.windows, inputs.live
-    ground = Ground(
-        inputs.base,
-        adapt_log(settings, windows),
-        windows.validation,
-        windows.before_validation,
-        settings.evaluation,
-        Workshop(inputs.folder.training, settings.chunk_rows, settings.workers),
-        inputs.crew,
-        parent=live.parent,
-        start=live.start,
-        candidates=candidates_of(settings, inputs.base.items, windows.train.segment_names),
-    )
+    ground = replace(ground_of(settings, inputs), parent=live.parent, start=live.start)
     folds = (ground, ground.opposite)[: num_folds(settings, windows.validation)]
     choices, trained = list[Choice](), list[Trained]()
     seed = settings.seeds[0]
@@ -124,6 +113,21 @@ def learn(settings: RunSettings, inputs: Inputs) -> Learned:
     until = int(windows.validation.timestamps.max()) / 1e6
     # A new ground: what the old one has cached, all segments as one, is needed no more.
     return Learned(choices, trained, replace(ground), until)
+
+
+def ground_of(settings: RunSettings, inputs: Inputs) -> Ground:
+    """What a run trains on and chooses by, where nothing is there to begin with."""
+    windows = inputs.windows
+    return Ground(
+        inputs.base,
+        adapt_log(settings, windows),
+        windows.validation,
+        windows.before_validation,
+        settings.evaluation,
+        Workshop(inputs.folder.training, settings.chunk_rows, settings.workers),
+        inputs.crew,
+        candidates=candidates_of(settings, inputs.base.items, windows.train.segment_names),
+    )
 
 
 def adapt_log(settings: RunSettings, windows: Windows) -> Interactions:

@@ -43,15 +43,13 @@ from .contenders import POOLED, SUBJECT, Contender, Ground, Trained, grid
 from .gating import FELL_BACK, KEPT, PROMOTED, Decisions, decide_all
 from .inputs import Inputs
 from .kept import Kept
-from .learning import adapt_log
+from .learning import ground_of
 from .plan import check_adapter
 from .progress import step
 from .ranks import num_ranks
 from .run import RunSettings, digest
 from .settings import SettingsError
 from .under_seeds import train_under_seeds
-from .workshop import Workshop
-from .yardstick import candidates_of
 
 STATUSES: Final = (PROMOTED, FELL_BACK, KEPT)
 """What can come of a segment: that there was no candidate, or that its training broke, is no other
@@ -116,14 +114,10 @@ def stability(settings: RunSettings, *, seeds: int = 5, average: bool = False) -
     # What a run is called and how many seeds it has decides which folder it goes on in.
     mine = replace(settings, name=f"{settings.name}-stability", seeds=drawn, start="fresh")
     with alone_in(settings.folder):
-        inputs = Inputs.read(mine, ())
-    windows = inputs.windows
-    # From here on there is no test window that could be asked.
-    nothing = windows.test.select(np.zeros(len(windows.test), bool))
-    inputs = replace(inputs, windows=replace(windows, test=nothing))
-    check_adapter(mine, inputs.base, windows.train)
+        inputs = Inputs.read(mine, ()).without_test()
+    check_adapter(mine, inputs.base, inputs.windows.train)
     if average:
-        _check_average(inputs.base, nothing, mine)
+        _check_average(inputs.base, inputs.windows.test, mine)
     with writing_alone(inputs.folder.path):
         inputs.folder.begin()
         found = _Study.of(mine, inputs).measured(average)
@@ -167,18 +161,8 @@ class _Study:
 
     @classmethod
     def of(cls, settings: RunSettings, inputs: Inputs) -> _Study:
-        windows = inputs.windows
-        ground = Ground(
-            inputs.base,
-            adapt_log(settings, windows),
-            windows.validation,
-            windows.before_validation,
-            settings.evaluation,
-            Workshop(inputs.folder.training, settings.chunk_rows, settings.workers),
-            candidates=candidates_of(settings, inputs.base.items, windows.train.segment_names),
-        )
         config = grid(settings.training, settings.search, settings.adapter)[0]
-        return cls(settings, inputs, ground, config)
+        return cls(settings, inputs, ground_of(settings, inputs), config)
 
     def measured(self, average: bool) -> Stability:
         """Train, judge and compare."""

@@ -42,7 +42,7 @@ def commands(page: str) -> list[str]:
 
 def unknown_verbs(page: str) -> set[str]:
     """What the text of a page calls verbs of `reclora`, and are none."""
-    return {*re.findall(r"`reclora ([a-z]+)", page)} - {*COMMANDS.commands}
+    return {*re.findall(r"`reclora ([a-z-]+)", page)} - {*COMMANDS.commands}
 
 
 def check_command(line: str, folder: Path) -> None:
