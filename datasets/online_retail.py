@@ -123,7 +123,7 @@ def _read_xlsx(path: Path) -> pd.DataFrame:
         )
     except ImportError as error:
         raise OnlineRetailError(
-            f"{path}: expected openpyxl to read it with; pip install 'reclora[data]'"
+            f"{path}: expected openpyxl to read it with; pip install openpyxl"
         ) from error
     except Exception as error:  # openpyxl raises whatever it stumbles over in a damaged file.
         raise OnlineRetailError(f"{path}: not a whole .xlsx file: {error}") from error

@@ -69,8 +69,10 @@ def read_about(folder: Path) -> dict[str, Any]:
     try:
         about = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        unfinished = ", of a run that has begun: end it by the command that began it"
         raise NotComparable(
             f"expected the folder of a complete run, with run.json in it, got {folder}"
+            + (unfinished if (folder / "events.jsonl").is_file() else "")
         ) from None
     return dict(about)
 

@@ -19,6 +19,7 @@ from reclora.evaluation import (
     read_foreign,
     slices_of,
 )
+from reclora.evaluation.plain import parts_of
 from reclora.files import sha256_of
 from reclora.popularity import popularity
 from reclora.splits import warm
@@ -75,17 +76,22 @@ def evaluate_files(
     if held_out.num_users == 0:
         raise ValueError(f"{holdout}: every held-out item of every user is in {seen} too")
     few = _few_listed(held_out, foreign, recommendations, holdout)
+    few += _short(foreign, recommendations, max(config.ks))
     for line in few:
         print(line, file=sys.stderr)
-    files = [*recommendations.values(), holdout, *([seen] if seen else [])]
+    tables = [*recommendations.values(), holdout, *([seen] if seen else [])]
     settings = RunSettings(
         log=LogSettings((holdout,)), name="lists", runs=runs, evaluation=config, repeat=repeat
     )
-    inputs = {str(path): sha256_of(path) for path in files}
+    inputs = {str(part): sha256_of(part) for path in tables for part in parts_of(path)}
+
+    def bytes_of(path: Path) -> str:
+        return ", ".join(inputs[str(part)] for part in parts_of(path))
+
     asked = {
-        "lists": {name: inputs[str(path)] for name, path in recommendations.items()},
-        "holdout": inputs[str(holdout)],
-        "seen": inputs[str(seen)] if seen else "",
+        "lists": {name: bytes_of(path) for name, path in recommendations.items()},
+        "holdout": bytes_of(holdout),
+        "seen": bytes_of(seen) if seen else "",
         "slices": list(attributes),
     }
     folder = RunFolder(settings, "", inputs, asked)
@@ -162,6 +168,25 @@ def _few_listed(
                 "as zero"
             )
     return few
+
+
+def _short(foreign: Foreign, recommendations: Mapping[str, Path], k: int) -> list[str]:
+    """A line for each file none of whose lists is as long as what is asked for: the places that it
+    lacks count as misses, whatever the system would have put there.
+    """
+    short = []
+    for model, path in recommendations.items():
+        widths = [
+            int((lists.item_rows_UK >= 0).sum(dim=1).max())
+            for lists in foreign.lists[model].segments.values()
+            if len(lists.user_rows_U)
+        ]
+        if max(widths) < k:
+            short.append(
+                f"the lists in {path} hold {max(widths):,} items at the most, and {k:,} places are "
+                "asked for: those that they lack count as misses"
+            )
+    return short
 
 
 def _example_listed(foreign: Foreign, lists: Lists) -> str:

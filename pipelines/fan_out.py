@@ -79,7 +79,7 @@ def _on_cluster(commands: Sequence[Sequence[str]], folder: str, address: str) ->
     try:
         import ray
     except ImportError:
-        raise RuntimeError("Ray is not installed: pip install 'reclora[ray]'") from None
+        raise RuntimeError("Ray is not installed: pip install ray") from None
     was_there = ray.is_initialized()
     if not was_there:
         ray.init(address=address, log_to_driver=False)

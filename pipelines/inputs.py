@@ -5,6 +5,7 @@ live.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -87,16 +88,16 @@ class Inputs:
         folder, start, published = _folder_of(settings, base.fingerprint, inputs, store, only)
         whole = windows_of(settings)
         check_earlier(settings, whole)
+        _check_known(whole, only)
         # Identifiers that adapters brought are known from now on.
         live = Live.of(store, start, base, settings, only)
         base, windows, unknown = onto_base(live.base, whole, settings)
         if (base.users, base.items) != (live.base.users, live.base.items):
             live = Live.of(store, start, base, settings, only)
+        _warn_of_strangers(base, whole, unknown)
+        _check_length(settings, base)
         if only:
-            try:
-                windows = windows.of_segments(only)
-            except KeyError as error:
-                raise SettingsError(f"--only: {error.args[0]}") from None
+            windows = windows.of_segments(only)
         known, live_ones = set(whole.train.segment_names), start.segments if start else ()
         absent = () if only else tuple(name for name in live_ones if name not in known)
         cut = Cut.of(summary, whole)
@@ -114,6 +115,39 @@ class Inputs:
         return {"rows read": self.summary.rows_read, "rows kept": self.summary.rows_kept} | {
             f"unknown to the base, {window} window": n for window, n in self.unknown.items() if n
         }
+
+
+def _check_known(whole: Windows, only: Sequence[str]) -> None:
+    """Refuse segments that the log does not have (SettingsError)."""
+    if not set(only) <= set(whole.train.segment_names):
+        try:
+            whole.of_segments(only)
+        except KeyError as error:
+            raise SettingsError(f"--only: {error.args[0]}") from None
+
+
+def _check_length(settings: RunSettings, base: BaseModel) -> None:
+    """Refuse lists longer than the catalogue (SettingsError): they would all be the same."""
+    longest = max(settings.evaluation.ks)
+    if longest > len(base.items):
+        raise SettingsError(
+            f"evaluation.ks must be at most the number of items, {len(base.items):,}, got "
+            f"{longest:,}: give shorter lists"
+        )
+
+
+def _warn_of_strangers(base: BaseModel, whole: Windows, unknown: dict[str, int]) -> None:
+    """Say where most of the train window is lost: the base may be of another log."""
+    rows, lost = len(whole.train), unknown["train"]
+    if 2 * lost > rows:
+        users = np.unique(whole.train.user_rows)
+        known = int((base.users.rows_of(whole.train.users.ids_of(users)) >= 0).sum())
+        print(
+            f"the base knows {known:,} of {len(users):,} users of the train window, and "
+            f"{lost:,} of its {rows:,} rows are dropped: is it of this log? unknown = 'grow' keeps "
+            "them",
+            file=sys.stderr,
+        )
 
 
 def _folder_of(

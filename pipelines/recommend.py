@@ -77,6 +77,9 @@ class Recommended:
     """Wall-clock."""
     estimate: Estimate | None
     """None where nothing was left to do."""
+    strangers: int
+    """Users of the log who get no list, since neither base nor adapters know them; 0 where a file
+    names the users."""
 
 
 def recommend(
@@ -144,6 +147,7 @@ def recommend(
         len(kept),
         seconds,
         estimate,
+        history.unknown_users if users is None else 0,
     )
 
 

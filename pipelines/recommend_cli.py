@@ -59,6 +59,11 @@ def recommend(
         f"{candidates if made.lists_of_candidates else ''} in {counted(made.parts, 'part')}, "
         f"{made.reused_parts:,} of them made before; {made.seconds:,.1f} s"
     )
+    if made.strangers:
+        typer.echo(
+            f"left out  {counted(made.strangers, 'user')} of the log, whom neither base nor "
+            "adapters know"
+        )
     typer.echo(
         "nothing is written: --dry-run" if dry_run else f"manifest  {made.folder / MANIFEST}"
     )

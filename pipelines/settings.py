@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import date, datetime, time
 from pathlib import Path
-from typing import Any, Final, TypeVar, get_args, get_type_hints
+from typing import Any, Final, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
@@ -26,6 +26,9 @@ KeyPath = tuple[str | int, ...]
 
 STRICT: Final = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 DEEPEST: Final = 32
+
+EXAMPLES: Final[Mapping[KeyPath, str]] = {("log",): '[log] with files = ["logs/*.parquet"]'}
+"""The least that a section without a default may say."""
 
 
 class SettingsError(ValueError):
@@ -45,7 +48,8 @@ def load(path: Path, into: type[Settings], overrides: Sequence[str] = ()) -> Set
         SettingsError: the file cannot be read, is not TOML, or has a key that `into` lacks, a
             missing key, a value of another type, NaN, infinity, an unquoted date, or a value that
             the dataclass itself refuses (a ValueError of its `__post_init__`). One line a fault,
-            each with `file:line` (or the override) and the key; a misspelt one gets the nearest.
+            each with `file:line` (or the override) and the key; a misspelt one gets the nearest,
+            and one of another section the sections that have it.
     """
     text = _read(path)
     document = _parse(text, path)
@@ -289,7 +293,8 @@ def _faults(
         if error["type"] == "unexpected_keyword_argument":
             faults[key] = _unknown(key, into)
         elif error["type"] == "missing":
-            faults[key] = "missing, and it has no default"
+            example = f"; give, for example, {EXAMPLES[key]}" if key in EXAMPLES else ""
+            faults[key] = f"missing, and it has no default{example}"
         elif error["type"] == "value_error":
             faults[_blamed(error, known)] = str(error["ctx"]["error"])
         else:
@@ -306,10 +311,25 @@ def _faults(
 
 
 def _unknown(key: KeyPath, into: type) -> str:
-    allowed = _allowed(key[:-1], into)
-    near = difflib.get_close_matches(str(key[-1]), allowed, n=1)
-    meant = f"; did you mean {near[0]}?" if near else ";"
-    return f"unknown key{meant} allowed here: {', '.join(allowed)}"
+    name, allowed = str(key[-1]), _allowed(key[:-1], into)
+    near = difflib.get_close_matches(name, allowed, n=1)
+    meant = f"did you mean {near[0]}? " if near else ""
+    sections = sorted(set(_sections_with(name, into)), key=lambda section: (len(section), section))
+    spelt = [f"[{'.'.join(section)}]" if section else "the file itself" for section in sections]
+    lives = f"{name} is a key of {', '.join(spelt)}; " if spelt else ""
+    return f"unknown key; {meant}{lives}allowed here: {', '.join(allowed)}"
+
+
+def _sections_with(name: str, kind: type, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the paths of the sections that have a key of just that name; () is the file itself."""
+    hints = get_type_hints(kind)
+    for key in (field.name for field in fields(kind)):
+        if key == name:
+            yield path
+        # The sections of a dictionary are called as their writer likes.
+        below = (*path, key, "NAME") if get_origin(hints[key]) is dict else (*path, key)
+        for inner in _dataclasses(hints[key]):
+            yield from _sections_with(name, inner, below)
 
 
 def _allowed(section: KeyPath, into: type) -> list[str]:

@@ -91,7 +91,7 @@ def _client(uri: str) -> MlflowClient:
         from mlflow.tracking import MlflowClient
     except ImportError as error:
         raise RuntimeError(
-            f"tracking in MLflow needs the extra: pip install 'reclora[mlflow]' ({error})"
+            f"tracking in MLflow needs it: pip install mlflow-skinny sqlalchemy alembic ({error})"
         ) from None
     return MlflowClient(uri)
 

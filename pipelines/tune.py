@@ -395,9 +395,7 @@ def _optuna() -> Any:
     try:
         import optuna
     except ImportError as error:
-        raise RuntimeError(
-            f"tuning needs the extra: pip install 'reclora[tune]' ({error})"
-        ) from None
+        raise RuntimeError(f"tuning needs Optuna: pip install optuna ({error})") from None
     # What a trial ends with is told once, by us.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna

@@ -43,7 +43,7 @@ class GateConfig:
     """`shrunk`: a segment must be above `min_gain` with a chance of `chance`, by its own users and
     those of segments of its size, or be better by itself; `each`: its own interval must be above
     it; `together`: or, where nothing can be told of it alone, that of all such segments together,
-    losers among them; `none`: everything goes live."""
+    losers among them; `none`: all goes live that was better than what it stands on."""
     min_gain: float = 0.0
     """The gain of the headline metric that is worth a change; any finite number."""
     confidence: float = 0.95
@@ -186,7 +186,7 @@ def _by_rule(
         alone = (
             "no user to judge by"
             if not row["users"]
-            else f"cannot tell alone: gain {_interval(row)}"
+            else f"cannot tell alone, by {int(row['users']):,} users: gain {_interval(row)}"
         )
         if config.rule == "shrunk":
             lives.append(bool(row["chance"] >= config.chance))

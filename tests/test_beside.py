@@ -93,6 +93,11 @@ def test_one_run_says_what_it_came_to(two: tuple[Path, Path], tmp_path: Path) ->
     results = read_parquet(first / "results.parquet").to_pandas()
     with pytest.raises(NotComparable, match="has no page"):
         summary_of(copied(first, results, tmp_path / "pageless"))
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "events.jsonl").touch()
+    with pytest.raises(NotComparable, match="of a run that has begun: end it by the command"):
+        summary_of(broken)
 
 
 def copied(run: Path, results: pd.DataFrame, folder: Path) -> Path:

@@ -273,6 +273,42 @@ def test_lists_of_other_systems_are_compared(files: dict[str, Path], tmp_path: P
     assert "How good are the lists of good?" in evaluated.folder.report.read_text()
 
 
+def test_a_folder_of_parts_is_one_table(files: dict[str, Path], tmp_path: Path) -> None:
+    """As `reclora recommend` writes lists."""
+    lists, parts = pd.read_parquet(files["good"]), tmp_path / "lists"
+    parts.mkdir()
+    for number in range(3):
+        lists[number::3].to_parquet(parts / f"part-{number}.parquet")
+
+    def evaluated(path: Path, runs: str) -> Evaluated:
+        config = EvaluationConfig(ks=(10,))
+        return evaluate_files({"good": path}, files["test"], None, config, runs=tmp_path / runs)
+
+    whole, in_parts = evaluated(files["good"], "whole"), evaluated(parts, "parts")
+    pd.testing.assert_frame_equal(whole.tables.means, in_parts.tables.means)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ForeignError, match=r"none is a folder without a file \*.parquet in it"):
+        evaluated(tmp_path / "none", "parts")
+
+
+def test_lists_shorter_than_k_are_said(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluated = evaluate_files(
+        {"good": files["good"]},
+        files["test"],
+        files["train"],
+        EvaluationConfig(ks=(10, 40)),
+        runs=tmp_path / "runs",
+    )
+    line = (
+        f"the lists in {files['good']} hold 10 items at the most, and 40 places are asked for: "
+        "those that they lack count as misses"
+    )
+    assert line in capsys.readouterr().err
+    assert f"{line}." in evaluated.folder.report.read_text()
+
+
 def test_an_interrupted_evaluation_lends_nothing_to_another(
     files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,7 +44,7 @@ def test_each_segment_must_show_it_alone() -> None:
     assert found.index[found["goes_live"]].tolist() == ["clearly better"]
     assert found.loc["clearly better", "reason"].startswith("better: gain +0.0")
     assert found.loc["clearly worse", "reason"].startswith("worse: gain -0.0")
-    assert found.loc["small 0", "reason"].startswith("cannot tell alone: gain ")
+    assert found.loc["small 0", "reason"].startswith("cannot tell alone, by ")
     assert found.loc["nobody", "reason"].startswith("no user to judge by")
     assert found.loc["nobody", "users"] == 0 and np.isnan(found.loc["nobody", "gain"])
     row, own = found.loc["clearly better"], np.array(GAINS["clearly better"])
@@ -87,7 +87,7 @@ def test_segments_of_a_size_lend_each_other_strength() -> None:
     lives = set(found.index[found["goes_live"]])
     assert {f"small {n}" for n in range(20)} | {"small worse", "nobody"} <= lives
     reason = found.loc["small 3", "reason"]
-    assert reason.startswith("cannot tell alone: gain ") and "with those of its size +0.0" in reason
+    assert reason.startswith("cannot tell alone, by ") and "with those of its size +0.0" in reason
     assert found.loc["nobody", "reason"].startswith("no user to judge by; with those of its size")
     # Nothing is known of what has no like.
     alone = of_sizes({}, GateConfig(), other="its parent")

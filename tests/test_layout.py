@@ -262,6 +262,21 @@ def test_any_folder_name_serves(tmp_path: Path, name: str) -> None:
     assert prepare_log([path], tmp_path / name, SECONDS).rows_kept == 1
 
 
+def test_paths_may_be_strings_and_one_file_may_stand_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [("u", i, i, "de") for i in range(5)]
+    path = write(tmp_path / "in.parquet", rows)
+    for n, files in enumerate(["in.parquet", ["in.parquet"], Path("in.parquet"), (path,)]):
+        assert prepare_log(files, f"log{n}", SECONDS).rows_kept == 5
+        assert laid_out(tmp_path / f"log{n}") == rows
+    with pytest.raises(
+        LogError, match=r"^the log breaks its contract:\nno\.parquet: expected a Par"
+    ):
+        prepare_log("no.parquet", "log", SECONDS)
+
+
 def test_the_same_input_and_contract_is_reused_and_another_is_not(tmp_path: Path) -> None:
     path = write(tmp_path / "in", [("u", 1, 0, "s"), ("u", 1, 5, "s")])
     folder = tmp_path / "log"

@@ -288,6 +288,13 @@ def test_read_refuses_a_folder_without_a_complete_log(folder: Path) -> None:
         Interactions.read(folder)
 
 
+def test_the_folder_may_be_a_string(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    assert rows_of(Interactions.read("log")) == rows_of(Interactions.read(folder))
+    with pytest.raises(LogError, match=r"^nowhere: no complete log, summary\.json is missing"):
+        Interactions.read("nowhere")
+
+
 def labelled(folder: Path) -> LogContract:
     """A log laid out in `folder` of which every third row of 600 was declined."""
     table = pa.table(

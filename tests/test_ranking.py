@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -296,6 +297,14 @@ def test_what_does_not_fit_is_refused() -> None:
         rank(Matrix(torch.zeros(2, 0)), users, 1)
     with pytest.raises(ValueError, match=r"'us'.*float32 of shape \(2, 3\), got torch.float64"):
         rank(Matrix(torch.zeros(2, 3).double()), users, 1, segment="us")
+
+
+@pytest.mark.parametrize("users", [[0, 1], ("u7",), np.array([0])])
+def test_users_that_are_no_tensor_are_refused(users: object) -> None:
+    kind = type(users).__name__
+    ways = r"torch\.tensor\(rows\), or for ids torch\.tensor\(base\.users\.rows_of\(ids\)\)"
+    with pytest.raises(TypeError, match=rf"a tensor of user rows, got {kind}: give {ways}$"):
+        rank(Matrix(torch.zeros(2, 3)), users, 1)  # type: ignore[arg-type]
 
 
 PAIRS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 9)), max_size=30)

@@ -285,6 +285,7 @@ def test_who_is_unknown_fails_or_is_dropped(
     with pytest.raises(ForeignError, match=r"column user_id: 1 of 3 rows .*with --unknown drop"):
         run(users=path)
     made = run(users=path, unknown="drop")
+    assert made.strangers == 0, "of those who are named it says so itself"
     manifest = json.loads((made.folder / MANIFEST).read_text())
     assert made.lists == 1
     assert manifest["dropped"] == {"unknown users": 1, "unknown segments": 1}
@@ -559,6 +560,19 @@ def test_names_of_segments_are_never_paths(tmp_path: Path) -> None:
     assert set(lists["user_id"]) - set(base.users.ids.to_pylist())
     new = set(tmp_path.rglob("*")) - before
     assert {path.name for path in new} == {"lists", part_name(0), REQUEST, PARTS, MANIFEST}
+
+
+def test_users_whom_nobody_knows_are_counted(tmp_path: Path) -> None:
+    log = random_log(tmp_path / "log.parquet", {"old": (0, 1), "new": (0.75, 1)})
+    mine = small_settings(tmp_path, log)
+    base = pretrain(mine, prepare(mine).inputs)
+    rows = Interactions.read(mine.log_folder)
+    known = rows.onto(base.users, base.items)[0]
+    adapters = AdapterBank.for_log(base, known, KINDS["map"]).adapters()
+    AdapterStore(mine.store_folder).publish(adapters, reason="of those who are known")
+    made = recommend(mine, k=3, into=tmp_path / "lists")
+    assert made.strangers == len(rows.users) - len(base.users) > 0
+    assert set(lists_of(made)["user_id"]) == set(base.users.ids.to_pylist())
 
 
 def test_every_segment_is_served_by_its_own_adapter_of_whatever_night(tmp_path: Path) -> None:

@@ -21,10 +21,11 @@ from reclora.base import BaseModel
 from reclora.configs import AdapterConfig, AdapterError
 from reclora.files import read_parquet, write_parquet
 from reclora.gate import GateConfig
-from reclora.interactions import Interactions
+from reclora.interactions import IdMap, Interactions
 from reclora.ladder import rungs
 from reclora.pipelines import learning
 from reclora.pipelines import retrain as pipeline
+from reclora.pipelines.base_settings import BaseSettings
 from reclora.pipelines.contenders import (
     ALONE,
     ON_POOLED,
@@ -60,6 +61,7 @@ from reclora.store import AdapterStore, BaseMismatch
 from reclora.training import TrainingConfig
 from tests.small_runs import (
     HOSTILE,
+    NUM_ITEMS,
     START,
     files_below,
     finished,
@@ -605,6 +607,22 @@ def test_segments_without_train_or_validation_rows_are_served_by_the_parent(tmp_
     assert torch.equal(bare, live["ended"].scorer("ended").scores(users))
     quality = outcome.folder.summary()["data_quality"]
     assert quality["unknown to the base, train window"] > 0
+
+
+def test_a_base_that_knows_hardly_anybody_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may be of another log."""
+    log = random_log(tmp_path / "log.parquet", {"all": (0, 1)}, users=24)
+    items = IdMap([f"i{n}" for n in range(NUM_ITEMS)])
+    for users, is_said in ((24, False), (4, True)):
+        base = tmp_path / f"base of {users}"
+        known = IdMap([f"u{n}" for n in range(users)])
+        BaseModel.of(known, items, torch.ones(users, 4), torch.ones(NUM_ITEMS, 4)).save(base)
+        settings = small_settings(tmp_path / str(users), log)
+        Inputs.read(replace(settings, base=BaseSettings(saved=base)), ())
+        told = capsys.readouterr().err
+        assert ("the base knows 4 of 24 users of the train window, and" in told) == is_said
 
 
 @pytest.fixture(scope="module")

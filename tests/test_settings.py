@@ -10,6 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from reclora.pipelines.bases_settings import StudySettings
+from reclora.pipelines.run import RunSettings
 from reclora.pipelines.settings import (
     SettingsError,
     flat,
@@ -197,6 +199,38 @@ def test_every_fault_of_a_file_is_told_at_once(path: Path) -> None:
 
 def test_a_section_that_the_file_lacks_points_at_the_file(path: Path) -> None:
     assert refused(path, "\n\nseed = 1") == ["run.toml:1: data: missing, and it has no default"]
+
+
+def test_the_example_of_a_missing_section_is_one(path: Path) -> None:
+    path.write_text("")
+    with pytest.raises(SettingsError) as raised:
+        load(path, RunSettings)
+    told = f"{path}:1: log: missing, and it has no default; give, for example, "
+    assert str(raised.value).startswith(told)
+    path.write_text(str(raised.value).removeprefix(told).replace(" with ", "\n"))
+    assert load(path, RunSettings).log.files == (Path("logs/*.parquet"),)
+
+
+@pytest.mark.parametrize(
+    ("kind", "override", "expected"),
+    [
+        (RunSettings, "log.half_life=3", "the file itself, [base], [base.search]; allowed here: c"),
+        (RunSettings, "epochs=3", "[training], [base.factorisation], [base.tower]; allowed here: "),
+        (RunSettings, "train=3", "[split], [log.windows]; allowed here: "),
+        (StudySettings, "factorisation=1", "[models.NAME]; allowed here: "),
+    ],
+)
+def test_a_key_of_other_sections_is_told_where_it_lives(
+    path: Path, kind: type, override: str, expected: str
+) -> None:
+    path.write_text('log.files = ["x"]' if kind is RunSettings else "")
+    with pytest.raises(SettingsError) as raised:
+        load(path, kind, [override])
+    key = override.partition("=")[0]
+    (line,) = [each for each in str(raised.value).split("\n") if "unknown key" in each]
+    name = key.rpartition(".")[2]
+    assert line.startswith(f"override {override!r}: {key}: unknown key; ")
+    assert f" {name} is a key of {expected}" in line
 
 
 def test_a_file_that_cannot_be_read_is_named(path: Path) -> None:

@@ -161,5 +161,5 @@ def test_without_mlflow_the_extra_is_named(
     uri: str, name: str, night: Night, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "mlflow.tracking", None)
-    with pytest.raises(RuntimeError, match=r"pip install 'reclora\[mlflow\]'"):
+    with pytest.raises(RuntimeError, match="pip install mlflow-skinny"):
         track(uri, name, night)

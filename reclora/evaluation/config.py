@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, get_args
 
 from reclora.metrics import METRICS
@@ -17,8 +18,9 @@ class EvaluationConfig:
     """What is measured, and over which candidates.
 
     Raises:
-        ValueError: a name is unknown (near ones are offered), a list is empty or repeats itself, or
-            the first stage keeps fewer items than the longest list has.
+        ValueError: a name is unknown (near ones are offered), `ks` or `metrics` is no tuple of its
+            kind, is empty or repeats itself, or the first stage keeps fewer items than the longest
+            list has.
     """
 
     ks: tuple[int, ...] = (10, 20)
@@ -33,6 +35,8 @@ class EvaluationConfig:
     0: the tower ranks every candidate."""
 
     def __post_init__(self) -> None:
+        _check_tuple("ks", self.ks, Integral, "whole numbers, such as (10, 20)")
+        _check_tuple("metrics", self.metrics, str, 'names, such as ("ndcg", "recall")')
         if not self.ks or len(set(self.ks)) < len(self.ks) or min(self.ks) < 1:
             raise ValueError(f"ks must be different whole numbers from 1, got {self.ks}")
         if not self.metrics or len(set(self.metrics)) < len(self.metrics):
@@ -50,6 +54,12 @@ class EvaluationConfig:
     def headline(self) -> str:
         """The first metric at the first k, such as `ndcg@10`."""
         return f"{self.metrics[0]}@{self.ks[0]}"
+
+
+def _check_tuple(name: str, values: object, kind: type, expected: str) -> None:
+    """Refuse what is no tuple or list of a kind (ValueError): 10 for (10,), a word for its list."""
+    if not isinstance(values, tuple | list) or not all(isinstance(each, kind) for each in values):
+        raise ValueError(f"{name} must be a tuple of {expected}, got {values!r}")
 
 
 def check_name(what: str, name: str, known: Iterable[str]) -> None:

@@ -26,6 +26,20 @@ class ForeignError(ValueError):
     """A table that cannot be read as lists or as a log; the message names file, column and row."""
 
 
+def parts_of(path: Path) -> list[Path]:
+    """The files of a table: itself, or the Parquet files of a folder in the order of their names.
+
+    Raises:
+        ForeignError: the folder has none.
+    """
+    if not path.is_dir():
+        return [path]
+    parts = sorted(path.glob("*.parquet"))
+    if not parts:
+        raise ForeignError(f"{path} is a folder without a file *.parquet in it")
+    return parts
+
+
 @dataclass(frozen=True)
 class PlainTable:
     """The columns of a file that are asked for; `segment` too where there is one."""
@@ -44,6 +58,7 @@ class PlainTable:
         """Read the columns that are required, and of the optional ones those that are there.
 
         Args:
+            path: a file, or a folder of the parts of one table, as `reclora recommend` writes them.
             chosen: columns whose names are the caller's, not the table's contract: required too,
                 but a near name in the table is what was meant, not one to rename.
 
@@ -53,7 +68,7 @@ class PlainTable:
             OSError: it cannot be read.
         """
         try:
-            table = read_parquet(path)
+            table = pa.concat_tables([read_parquet(part) for part in parts_of(path)])
         except pa.ArrowException as error:
             raise ForeignError(f"{path} is no Parquet file: {error}") from error
         if not len(table):

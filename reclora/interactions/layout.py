@@ -35,8 +35,8 @@ Progress = Callable[[int, int], None]
 
 
 def prepare_log(
-    files: Sequence[Path],
-    folder: Path,
+    files: Path | str | Sequence[Path | str],
+    folder: Path | str,
     contract: LogContract,
     *,
     memory_limit: str = "2GB",
@@ -57,7 +57,7 @@ def prepare_log(
     that is returned and nothing is written; remove summary.json to have it made anew.
 
     Args:
-        files: Parquet files that keep the contract (see `reclora.interactions.contract`).
+        files: Parquet files that keep the contract (see `reclora.interactions.contract`), or one.
         folder: made if missing. A run that fails leaves the result that is there as it is.
         contract: what is declared about the log.
         memory_limit: what the sort may use, such as "500MB"; beside it a row group is held.
@@ -69,7 +69,10 @@ def prepare_log(
         OSError: the disk is full, or a file cannot be written; what was there before still is.
     """
     now = time.time()
-    checked = check_files(list(files), contract, now=now)
+    # One path is not a sequence of files, though a string is one of letters.
+    paths = [Path(file) for file in ([files] if isinstance(files, Path | str) else files)]
+    folder = Path(folder)
+    checked = check_files(paths, contract, now=now)
     inputs = {str(file.path): sha256_of(file.path) for file in checked}
     make_folder(folder)
     with locked(folder):

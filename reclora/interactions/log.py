@@ -131,7 +131,7 @@ class Interactions:
 
     @classmethod
     def read(
-        cls, folder: Path, *, declined: bool = False, only: Collection[str] | None = None
+        cls, folder: Path | str, *, declined: bool = False, only: Collection[str] | None = None
     ) -> "Interactions":
         """Read the log that `prepare_log` laid out in `folder`, verifying page checksums.
 

@@ -18,7 +18,7 @@ from reclora.interactions.summary import LogSummary
 
 
 def read_log(
-    folder: Path, *, declined: bool = False, only: Collection[str] | None = None
+    folder: Path | str, *, declined: bool = False, only: Collection[str] | None = None
 ) -> dict[str, Any]:
     """Return the fields of the `Interactions` that `prepare_log` laid out in `folder`.
 
@@ -35,6 +35,7 @@ def read_log(
         KeyError: a segment that the log does not have.
         ValueError: some segments alone are asked for of the declined rows.
     """
+    folder = Path(folder)
     summary = LogSummary.read(folder)
     names = tuple(summary.segments)
     if only is not None:

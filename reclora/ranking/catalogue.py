@@ -74,9 +74,15 @@ def rank(
         segment: what errors call the segment.
 
     Raises:
+        TypeError: the users are no tensor, but a list of rows or ids.
         ValueError: k is below 1, a shape or type does not fit, or a score is NaN or +inf: then no
             order is right.
     """
+    if not isinstance(user_rows_U, Tensor):
+        raise TypeError(
+            f"user_rows_U must be a tensor of user rows, got {type(user_rows_U).__name__}: give "
+            "torch.tensor(rows), or for ids torch.tensor(base.users.rows_of(ids))"
+        )
     num_users, num_items = len(user_rows_U), scorer.num_items
     _check_arguments(num_items, user_rows_U, k, seen, candidates_N)
     if seen is None:

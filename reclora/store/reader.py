@@ -289,7 +289,9 @@ class StoreReader:
             return self.release(release)
         chosen = self.current() if release is None else release
         if chosen is None:
-            raise StoreError(f"{self.root} has no release yet; publish adapters first")
+            raise StoreError(
+                f"{self.root} has no release yet; publish adapters first, as `reclora retrain` does"
+            )
         return chosen
 
     def _check_base(self, release: Release | None, fingerprint: str) -> None:
