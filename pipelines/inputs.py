@@ -95,7 +95,7 @@ class Inputs:
         if (base.users, base.items) != (live.base.users, live.base.items):
             live = Live.of(store, start, base, settings, only)
         _warn_of_strangers(base, whole, unknown)
-        _check_length(settings, base)
+        _warn_of_length(settings, base)
         if only:
             windows = windows.of_segments(only)
         known, live_ones = set(whole.train.segment_names), start.segments if start else ()
@@ -126,13 +126,14 @@ def _check_known(whole: Windows, only: Sequence[str]) -> None:
             raise SettingsError(f"--only: {error.args[0]}") from None
 
 
-def _check_length(settings: RunSettings, base: BaseModel) -> None:
-    """Refuse lists longer than the catalogue (SettingsError): they would all be the same."""
+def _warn_of_length(settings: RunSettings, base: BaseModel) -> None:
+    """Say where lists are the whole catalogue, whichever model makes them."""
     longest = max(settings.evaluation.ks)
-    if longest > len(base.items):
-        raise SettingsError(
-            f"evaluation.ks must be at most the number of items, {len(base.items):,}, got "
-            f"{longest:,}: give shorter lists"
+    if longest >= len(base.items):
+        print(
+            f"evaluation.ks has {longest:,}, and there are {len(base.items):,} items: such lists "
+            "hold them all, whatever the model",
+            file=sys.stderr,
         )
 
 

@@ -234,11 +234,12 @@ def _segments(headline: pd.DataFrame, subject: str, baseline: str, measure: str)
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for column in ("segment", "users", "base", "model", "lift", "95 % interval", "verdict"):
         table.add_column(column, justify="left" if column in ("segment", "verdict") else "right")
+    if len(chosen) > SEGMENTS_SHOWN:
+        chosen = chosen.sort_values("users", ascending=False, kind="stable")
+        table.caption = f"{len(chosen) - SEGMENTS_SHOWN:,} more in the report, of fewer users"
     for _, row in chosen.head(SEGMENTS_SHOWN).iterrows():
         means = _short(f"{row['baseline_mean']:.4f}"), _short(f"{row['model_mean']:.4f}")
         table.add_row(escape(repr(row["segment"])[1:-1]), f"{row['users']:,}", *means, *_lift(row))
-    if len(chosen) > SEGMENTS_SHOWN:
-        table.caption = f"{len(chosen) - SEGMENTS_SHOWN:,} more in the report"
     return table
 
 

@@ -35,7 +35,6 @@ from reclora.bank import AdapterBank
 from reclora.base import BaseModel
 from reclora.checkpoints import Checkpoint
 from reclora.configs import AdapterConfig
-from reclora.evaluation import EvaluationConfig
 from reclora.files import read_parquet, write_parquet
 from reclora.gate import GateConfig
 from reclora.interactions import Interactions
@@ -428,9 +427,6 @@ def test_only_some_segments_are_trained_and_the_others_stay(tmp_path: Path, base
     # Whatever is live, a name that the log does not have is the first thing to mend.
     with pytest.raises(SettingsError, match="no segment '日本n' in the log; near names: '日本'"):
         retrain(settings, ["日本n"])
-    longer = replace(settings, evaluation=EvaluationConfig((10, 1000)))
-    with pytest.raises(SettingsError, match="at most the number of items, 192, got 1,000"):
-        retrain(longer)
     retrain(settings)
     before = live(settings.store_folder)
     outcome = retrain(settings, ["日本"])

@@ -561,7 +561,11 @@ def test_a_segment_is_one_row_of_all_that_is_known(tmp_path: Path) -> None:
     segments = pd.concat([report.segments, extra], ignore_index=True)
     table = replace(report, segments=segments).by_segment()
     assert table["segment"].tolist()[-1] == "unmeasured" and len(table) == len(NAMES) + 1
-    assert table["difference"].iloc[:-1].is_monotonic_decreasing
+    measured = table.iloc[:-1]
+    untold = measured["verdict"] == "cannot tell"
+    assert untold.is_monotonic_increasing and 0 < untold.sum() < len(untold)
+    assert measured.loc[~untold, "difference"].is_monotonic_decreasing
+    assert measured.loc[untold, "users"].is_monotonic_decreasing
     last = table.iloc[-1]
     assert last["users"] == 0 and last["train rows"] == 7 and math.isnan(last["difference"])
     wanted = {lift["segment"]: lift for lift in report.headline("segment")}

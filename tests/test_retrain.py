@@ -734,13 +734,17 @@ def test_hostile_names_of_segments_are_only_names(tmp_path: Path) -> None:
     assert outcome.release is not None and set(placed(outcome)) == set(HOSTILE)
 
 
-def test_lists_longer_than_the_catalogue_and_other_metrics_first(tmp_path: Path) -> None:
+def test_lists_longer_than_the_catalogue_and_other_metrics_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     log = random_log(tmp_path / "log.parquet", {"pooled": (0, 1)})
     evaluation = replace(
         small_settings(tmp_path, log).evaluation, ks=(1000, 1), metrics=("recall", "ndcg")
     )
     mine = small_settings(tmp_path, log, base=tables(tmp_path / "tables"), evaluation=evaluation)
     outcome = retrain(mine)
+    told = "evaluation.ks has 1,000, and there are 140 items: such lists hold them all"
+    assert told in capsys.readouterr().err
     results = results_of(outcome)
     whole = results[(results["metric"] == "recall") & (results["k"] == 1000)]
     assert (whole["value"] == 1).all(), "the whole catalogue holds all that is relevant"

@@ -69,6 +69,8 @@ def test_names_of_segments_are_inert_and_many_are_cut(
         ["model", "baseline", "metric", "k"]
     )
     parts = [template.assign(segment=name, low=float("nan")) for name in names]
+    # The last one by name has the most users.
+    parts[-1] = parts[-1].assign(users=10**6)
     folder = RunFolder(small_settings(tmp_path, Path("log")), "base", {})
     make_folder(folder.path)
     whole = pd.concat([lifts[lifts["scope"] == "all"], *parts])
@@ -76,7 +78,9 @@ def test_names_of_segments_are_inert_and_many_are_cut(
     print_outcome(replace(outcome, folder=folder), None)
     printed = capsys.readouterr().out
     assert "[red]\\x1b[31mx\\n" in printed and "\x1b" not in printed
-    assert "5 more in the report" in printed and f"market {SEGMENTS_SHOWN - 2} " in printed
+    assert "5 more in the report, of fewer users" in printed
+    shown = [names[-1], *names[1 : SEGMENTS_SHOWN - 1]]
+    assert [n for n in names[1:] if f" {n} " in printed] == sorted(shown, key=names.index)
     assert "none" in printed
 
 

@@ -117,12 +117,15 @@ class Report:
 
     def by_segment(self) -> pd.DataFrame:
         """Every segment with all that is known of it: users, the two means, difference, low, high,
-        verdict, q and note of the headline, then the columns of `segments`. The largest lift comes
-        first, segments without a measured user last.
+        verdict, q and note of the headline, then the columns of `segments`. Those of which
+        something can be told come first, by lift; then the others, by users, since the lifts of a
+        few users are the largest and say the least; segments without a measured user come last.
         """
         columns = ["segment", *LIFT]
         lifts = pd.DataFrame(self.headline("segment"), columns=columns)
-        lifts = lifts.sort_values("difference", ascending=False, kind="stable")
+        untold = lifts["verdict"] == "cannot tell"
+        by = lifts["users"].where(untold, lifts["difference"]).astype(float)
+        lifts = lifts.iloc[np.lexsort((-lifts["difference"].astype(float), -by, untold))]
         known = self.segments.astype({"segment": object})
         known = known.drop(columns=known.columns.intersection(LIFT))
         table = lifts.astype({"segment": object}).merge(
