@@ -280,16 +280,13 @@ def files_to_write(settings: RunSettings, folder: Path) -> dict[Path, Path]:
 
 
 def _read(settings: RunSettings) -> tuple[BaseModel, Windows, dict[str, str]]:
-    """The base, the windows, and the files they are of; from here on there is no test window that
-    could be asked.
-    """
+    """The base, the windows without test, and the files they are of."""
     inputs = prepare(settings).inputs
     base = pretrain(settings, inputs)
     whole = windows_of(settings)
     check_earlier(settings, whole)
     base, windows, _ = onto_base(base, whole, settings)
-    nothing = windows.test.select(np.zeros(len(windows.test), bool))
-    return base, replace(windows, test=nothing), inputs
+    return base, windows.without_test(), inputs
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .options import Overrides, SettingsFile, command_line, load_run
+from .terminal import table_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -140,7 +141,7 @@ def _compared(found: Discovered) -> Table:
     users = found.table["users"].iloc[0]
     title = f"{found.measure} on validation, {users:,} users; difference to 1, one segment of all"
     columns = "segments", "mean", "difference", "95 % interval", "verdict", "chosen"
-    table = _table(title, *columns)
+    table = table_of(title, *columns)
     for row in found.table.to_dict("records"):
         name = str(row["segments"])
         name = f"{row['count']:,} {name}" if name == "given" else name
@@ -155,18 +156,7 @@ def _compared(found: Discovered) -> Table:
 def _sizes(found: Discovered) -> Table:
     from rich.markup import escape
 
-    table = _table("segments", "segment", "users")
+    table = table_of("segments", "segment", "users")
     for name, users in found.sizes.items():
         table.add_row(escape(name), f"{users:,}")
-    return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    """A table whose first column is a name."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    for at, column in enumerate(columns):
-        table.add_column(column, justify="right" if at else "left")
     return table

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -102,12 +102,6 @@ class Inputs:
         absent = () if only else tuple(name for name in live_ones if name not in known)
         cut = Cut.of(summary, whole)
         return cls(folder, crew, summary, cut, base, windows, unknown, live, published, absent)
-
-    def without_test(self) -> Inputs:
-        """The same, of which nobody can ask the test window any more."""
-        windows = self.windows
-        nothing = windows.test.select(np.zeros(len(windows.test), bool))
-        return replace(self, windows=replace(windows, test=nothing))
 
     @property
     def rows_lost(self) -> dict[str, int]:

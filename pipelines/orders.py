@@ -57,7 +57,7 @@ from reclora.training import TrainingConfig, TrainingError
 from .ranks import num_ranks, together
 from .run import FROM_SCRATCH, RunSettings, git_commit, versions
 from .settings import SettingsError
-from .workshop import Recipe, Workshop
+from .workshop import Recipe, Workshop, chunks_of
 
 Order = dict[str, Any]
 SENT = "sent"
@@ -147,7 +147,7 @@ class Crew:
         """
         assert workshop.folder is not None, "ranks find each other's work in the run's folder"
         parcels = self._parcels(workshop.folder)
-        chunks = workshop.chunks_of(log)
+        chunks = chunks_of(log, workshop.chunk_rows)
         sizes = np.diff(log.offsets)
         held = {segment.name: segment for segment in held_out.segments}
 

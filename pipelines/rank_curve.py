@@ -125,8 +125,9 @@ def choose_rank(settings: RunSettings) -> RankChoice:
     name = f"{settings.name}-rank-curve"
     mine = replace(settings, name=name, seeds=settings.seeds[:1], start="fresh")
     with alone_in(settings.folder):
-        inputs = Inputs.read(mine, ()).without_test()
-    windows = inputs.windows
+        inputs = Inputs.read(mine, ())
+    windows = inputs.windows.without_test()
+    inputs = replace(inputs, windows=windows)
     check_adapter(mine, inputs.base, windows.train)
     untrained = AdapterBank.for_log(inputs.base, windows.test, mine.adapter).adapters()[0]
     _check_has_ranks(untrained)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .options import Overrides, SettingsFile, command_line, load_run
+from .terminal import number, table_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -74,18 +75,13 @@ def _print(found: RankChoice) -> None:
 
 
 def _curves(found: RankChoice) -> Table:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     users = found.whole["users"].iat[-1]
     title = f"{found.measure} on validation by rank, {users:,} users, seed {found.seed}"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("model")
-    for column in ("rank", "bytes", "mean", "behind best", "error"):
-        table.add_column(column, justify="right")
-    table.add_column()
+    table = table_of(title, "model", "rank", "bytes", "mean", "behind best", "error", "")
+    # Seven columns are just as wide as most terminals.
+    table.pad_edge = False
     for row in found.whole.to_dict("records"):
-        figures = (_number(row[name]) for name in ("mean", "behind", "error"))
+        figures = (number(row[name]) for name in ("mean", "behind", "error"))
         mark = "chosen" if row["chosen"] else ""
         table.add_row(row["model"], str(row["rank"]), f"{row['bytes']:,}", *figures, mark)
     return table
@@ -121,8 +117,3 @@ def advice(found: RankChoice) -> Iterator[str]:
 
 def _toml(values: Mapping[str, object]) -> str:
     return ", ".join(f"{key} = {dumps(value)}" for key, value in values.items())
-
-
-def _number(value: float) -> str:
-    """Without the zero before the point, as tables of this field have it; none where not known."""
-    return f"{value:.4f}".replace("0.", ".", 1) if value == value else ""

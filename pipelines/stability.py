@@ -114,7 +114,8 @@ def stability(settings: RunSettings, *, seeds: int = 5, average: bool = False) -
     # What a run is called and how many seeds it has decides which folder it goes on in.
     mine = replace(settings, name=f"{settings.name}-stability", seeds=drawn, start="fresh")
     with alone_in(settings.folder):
-        inputs = Inputs.read(mine, ()).without_test()
+        inputs = Inputs.read(mine, ())
+    inputs = replace(inputs, windows=inputs.windows.without_test())
     check_adapter(mine, inputs.base, inputs.windows.train)
     if average:
         _check_average(inputs.base, inputs.windows.test, mine)

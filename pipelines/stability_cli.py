@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .options import Overrides, SettingsFile, command_line, load_run
+from .terminal import number, table_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -79,36 +80,25 @@ def _print(found: Stability) -> None:
     typer.echo(f"table     {found.table}")
 
 
-def _table(title: str, *columns: str) -> Table:
-    """A table whose first column is a name."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
-    for at, column in enumerate(columns):
-        table.add_column(column, justify="right" if at else "left")
-    return table
-
-
 def _models(found: Stability) -> Table:
     users = found.models["users"].iloc[-1]
     title = (
         f"{found.measure} on validation, {users:,} users, seeds {', '.join(map(str, found.seeds))}"
     )
-    table = _table(title, "model", "mean", "sd of seeds", "least", "largest", "lists in common")
+    table = table_of(title, "model", "mean", "sd of seeds", "least", "largest", "lists in common")
     for row in found.models.to_dict("records"):
         figures = (row[name] for name in ("mean", "sd", "low", "high"))
-        table.add_row(row["model"], *map(_number, figures), _share(row["overlap"]))
+        table.add_row(row["model"], *map(number, figures), _share(row["overlap"]))
     return table
 
 
 def _averages(found: Stability) -> Table:
     columns = "average", found.measure, "over one seed", "95 % interval", "verdict"
-    table = _table("the seeds' adapters averaged, against one seed", *columns)
+    table = table_of("the seeds' adapters averaged, against one seed", *columns)
     for row in found.averages.to_dict("records"):
         interval = f"\\[{row['low']:+.4f}, {row['high']:+.4f}]"
         lift = f"{row['difference']:+.4f}"
-        table.add_row(row["model"], _number(row["model_mean"]), lift, interval, row["verdict"])
+        table.add_row(row["model"], number(row["model_mean"]), lift, interval, row["verdict"])
     return table
 
 
@@ -124,13 +114,13 @@ def _segments(found: Stability) -> Table:
     order = (segments["decision"] != NOT_DECIDED).argsort(kind="stable")
     each = [word for word in STATUSES if word in segments]
     columns = ["segment", "rows", "users", "mean", "sd", "lists in common", "decision", *each]
-    table = _table("by segment, and what the gate says under how many seeds", *columns)
+    table = table_of("by segment, and what the gate says under how many seeds", *columns)
     for row in segments.iloc[order].head(SEGMENTS_SHOWN).to_dict("records"):
         table.add_row(
             escape(repr(row["segment"])[1:-1]),
             f"{row['rows']:,}",
             f"{row['users']:,}",
-            *(_number(row[name]) for name in ("mean", "sd")),
+            *(number(row[name]) for name in ("mean", "sd")),
             _share(row["overlap"]),
             row["decision"],
             *(str(row[word]) for word in each),
@@ -138,11 +128,6 @@ def _segments(found: Stability) -> Table:
     if len(segments) > SEGMENTS_SHOWN:
         table.caption = f"{len(segments) - SEGMENTS_SHOWN:,} more in {found.table.name}"
     return table
-
-
-def _number(value: float) -> str:
-    """Without the zero before the point, as tables of this field have it; none where not known."""
-    return f"{value:.4f}".replace("0.", ".", 1) if value == value else ""
 
 
 def _share(value: float) -> str:

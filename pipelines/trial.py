@@ -93,9 +93,7 @@ class Material:
         whole = windows_of(settings)
         check_earlier(settings, whole)
         base, windows, _ = onto_base(base, whole, settings)
-        # From here on there is no test window that could be asked.
-        nothing = windows.test.select(np.zeros(len(windows.test), bool))
-        windows = replace(windows, test=nothing)
+        windows = windows.without_test()
         names, trained = windows.train.segment_names, np.diff(windows.train.offsets)
         judging = np.diff(windows.validation.offsets)
         sizes = {

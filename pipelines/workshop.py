@@ -124,7 +124,7 @@ class Workshop:
             TrainingError: every segment that trained is quarantined.
             OSError: a checkpoint cannot be written.
         """
-        name, chunks = self.name_of(what, config, seed), self.chunks_of(log)
+        name, chunks = self.name_of(what, config, seed), chunks_of(log, self.chunk_rows)
         # Chunks share the processes among them; a chunk that is alone has all of them.
         processes = self.workers if len(chunks) == 1 else 1
 
@@ -162,10 +162,6 @@ class Workshop:
             name, why = next(iter(training.quarantined.items()))
             raise TrainingError(f"no segment is left to train: {name!r}: {why}", training)
         return bank, training
-
-    def chunks_of(self, log: Interactions) -> list[tuple[int, ...]]:
-        """The segments' codes, chunk by chunk."""
-        return chunks_of(log, self.chunk_rows)
 
     def has_trained(
         self, name: str, config: TrainingConfig, codes: tuple[int, ...], part: Interactions

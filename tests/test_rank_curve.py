@@ -1,5 +1,6 @@
 """Which rank a run needs: the curves are those of adapters trained by hand, as they would serve."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,29 +14,23 @@ from reclora.pipelines.contenders import (
     POOLED,
     SUBJECT,
     Contender,
-    Ground,
     headline_values,
     train_contender,
 )
-from reclora.pipelines.inputs import Inputs
 from reclora.pipelines.rank_curve import RankChoice, as_served, choose_rank
 from reclora.pipelines.run import LogSettings, RunSettings, Search
 from reclora.pipelines.settings import SettingsError
 from reclora.training import TrainingError
 from reclora.truncation import RankCurve, rank_curve
 from tests.small_runs import poisoned_windows, random_log, small_settings
+from tests.test_stability_cli import SEGMENTS, pooled_by_hand
 from tests.test_trial import BASE, SPLIT
 
-SEGMENTS = {"de": (0, 1), "fr": (0, 1), "=日本": (0, 0.9), "old": (0, 0.5), "new": (0.75, 1)}
-"""`old` ends in the train window, `new` begins in validation."""
 
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> RunSettings:
-    folder = tmp_path_factory.mktemp("rank curve")
+def settings_in(folder: Path, segments: Mapping[str, tuple[float, float]]) -> RunSettings:
     return small_settings(
         folder,
-        random_log(folder / "log.parquet", SEGMENTS, users=240, rows=6000),
+        random_log(folder / "log.parquet", segments, users=240, rows=6000),
         base=BASE,
         split=SPLIT,
         adapter=AdapterConfig(rank=4, alpha=2.0),
@@ -47,6 +42,11 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> RunSettings:
 
 
 @pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> RunSettings:
+    return settings_in(tmp_path_factory.mktemp("rank curve"), SEGMENTS)
+
+
+@pytest.fixture(scope="module")
 def found(settings: RunSettings) -> RankChoice:
     return choose_rank(settings)
 
@@ -54,24 +54,12 @@ def found(settings: RunSettings) -> RankChoice:
 def test_they_are_the_curves_of_adapters_trained_by_hand(
     settings: RunSettings, found: RankChoice
 ) -> None:
-    inputs = Inputs.read(settings, ())
-    windows = inputs.windows
-    ground = Ground(
-        inputs.base,
-        windows.train,
-        windows.validation,
-        windows.before_validation,
-        settings.evaluation,
-    )
-    config = replace(settings.training, rows_lr=0.2, bias_lr=0.1, l2=0.01)
-    pooled = train_contender(Contender("", settings.adapter, True), ground, config, 4)
-    (parent,) = pooled.bank.adapters()
-    judges = ground.pooled.opposite.held_out
-    curves = {POOLED: rank_curve([parent], inputs.base, judges)}
-    ground = replace(ground, parent=parent)
+    ground, config, pooled = pooled_by_hand(settings)
+    base, judges = ground.base, ground.pooled.opposite.held_out
+    curves = {POOLED: rank_curve(pooled.bank.adapters(), base, judges)}
     own = train_contender(Contender("", settings.adapter, False, True), ground, config, 4)
     judges = ground.opposite.held_out
-    curves[SUBJECT] = rank_curve(own.bank.adapters(), inputs.base, judges)
+    curves[SUBJECT] = rank_curve(own.bank.adapters(), base, judges)
     assert found.ranks == {model: curve.smallest_rank() for model, curve in curves.items()}
     assert found.rank == max(found.ranks.values())
     whole = found.whole.set_index(["model", "rank"])

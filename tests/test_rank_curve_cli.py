@@ -15,24 +15,15 @@ from reclora.configs import AdapterConfig
 from reclora.pipelines.rank_curve import choose_rank
 from reclora.pipelines.rank_curve_cli import advice, verbs
 from reclora.pipelines.run import RunSettings, Search
-from tests.small_runs import random_log, small_settings, write_toml
-from tests.test_trial import BASE, SPLIT
+from tests.small_runs import write_toml
+from tests.test_rank_curve import settings_in
 
 SEGMENTS = {"de": (0, 1), "fr": (0, 1), "=日本": (0, 0.9)}
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> RunSettings:
-    folder = tmp_path_factory.mktemp("rank curve cli")
-    return small_settings(
-        folder,
-        random_log(folder / "log.parquet", SEGMENTS, users=240, rows=6000),
-        base=BASE,
-        split=SPLIT,
-        adapter=AdapterConfig(rank=4, alpha=2.0),
-        search=Search((0.2,), (0.1,), (0.01,)),
-        seeds=(4, 1),
-    )
+    return settings_in(tmp_path_factory.mktemp("rank curve cli"), SEGMENTS)
 
 
 def test_what_is_said(settings: RunSettings) -> None:

@@ -139,6 +139,18 @@ def test_an_empty_window_is_named(by: str) -> None:
         split(log.select(np.zeros(2, bool)), SplitConfig(by=by))  # type: ignore[arg-type]
 
 
+def test_without_test_there_is_no_row_to_ask() -> None:
+    windows = split(make([(n % 3, n % 5, n % 7, n) for n in range(40)]), SplitConfig())
+    bare = windows.without_test()
+    assert len(windows.test) > 0 == len(bare.test)
+    assert bare.test.segment_names == windows.test.segment_names
+    assert (bare.pretrain, bare.train, bare.validation) == (
+        windows.pretrain,
+        windows.train,
+        windows.validation,
+    )
+
+
 def test_the_summary_tells_each_windows_time_and_size() -> None:
     rows = [(0, t % 2, t % 3, t * 1_000_000) for t in range(8)]
     summary = split(make(rows), SplitConfig(**EVEN)).summary()

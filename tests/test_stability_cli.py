@@ -25,6 +25,7 @@ from reclora.pipelines.contenders import (
     SUBJECT,
     Contender,
     Ground,
+    Trained,
     headline_values,
     train_contender,
 )
@@ -36,7 +37,7 @@ from reclora.pipelines.stability import Stability, seeds_of, stability
 from reclora.pipelines.stability_cli import verbs
 from reclora.pipelines.under_seeds import train_under_seeds
 from reclora.pipelines.workshop import Workshop
-from reclora.training import TrainingError
+from reclora.training import TrainingConfig, TrainingError
 from tests.small_runs import poisoned_windows, random_log, small_settings, write_toml
 from tests.test_trial import BASE, SPLIT
 
@@ -74,12 +75,11 @@ def test_the_settings_seeds_come_first(settings: RunSettings) -> None:
         seeds_of(settings, 1)
 
 
-def test_each_seed_is_as_a_run_trains_and_decides_it(
-    settings: RunSettings, found: Stability, tmp_path: Path
-) -> None:
-    """With the first seed's parent; the first seed is the run itself."""
-    single = replace(settings, search=Search((0.2,), (0.1,), (0.01,)), seeds=(4,), runs=tmp_path)
-    inputs = Inputs.read(single, ())
+def pooled_by_hand(settings: RunSettings) -> tuple[Ground, TrainingConfig, Trained]:
+    """The pooled adapter of the first seed at the first rates, what it was trained with, and the
+    ground of those who stand on it.
+    """
+    inputs = Inputs.read(settings, ())
     windows = inputs.windows
     ground = Ground(
         inputs.base,
@@ -90,10 +90,19 @@ def test_each_seed_is_as_a_run_trains_and_decides_it(
     )
     config = replace(settings.training, rows_lr=0.2, bias_lr=0.1, l2=0.01)
     pooled = train_contender(Contender("", settings.adapter, True), ground, config, 4)
-    on_parent = replace(ground, parent=pooled.bank.adapters()[0])
+    (parent,) = pooled.bank.adapters()
+    return replace(ground, parent=parent), config, pooled
+
+
+def test_each_seed_is_as_a_run_trains_and_decides_it(
+    settings: RunSettings, found: Stability, tmp_path: Path
+) -> None:
+    """With the first seed's parent; the first seed is the run itself."""
+    single = replace(settings, search=Search((0.2,), (0.1,), (0.01,)), seeds=(4,), runs=tmp_path)
+    ground, config, _ = pooled_by_hand(single)
     own = Contender(SUBJECT, settings.adapter, False, has_parent=True)
     values = [
-        headline_values(ground.opposite, train_contender(own, on_parent, config, seed))
+        headline_values(ground.opposite, train_contender(own, ground, config, seed))
         for seed in found.seeds
     ]
     means = np.array([table["value"].mean() for table in values])

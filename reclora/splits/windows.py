@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -57,6 +57,10 @@ class Windows:
         narrow.__dict__["before_validation"] = self.before_validation
         narrow.__dict__["before_test"] = self.before_test
         return narrow
+
+    def without_test(self) -> Windows:
+        """The same, of which nobody can ask the test window any more: it has no row."""
+        return replace(self, test=self.test.select(np.zeros(len(self.test), bool)))
 
     def summary(self) -> pd.DataFrame:
         """One row a window: window, first, last (UTC), rows, users, items, and how many of each are
